@@ -1,0 +1,33 @@
+"""How a network is told the time."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def sinusoids(t: Tensor, width: int, longest: float = 10_000.0) -> Tensor:
+    r"""Each time as sines and cosines of geometrically falling frequencies: ``(B,)`` to ``(B, width)``.
+
+    .. math:: \bigl[\sin(\omega_i t),\, \cos(\omega_i t)\bigr]_{i < \text{width}/2}, \qquad
+        \omega_i = \text{longest}^{-2 i / \text{width}}.
+
+    Raises ``ValueError`` for an odd ``width``. Source: chapter 2; Vaswani et al. (2017), section 3.5.
+    """
+    if width % 2:
+        raise ValueError(f"width: must be even, got {width}")
+    frequency = torch.exp(-math.log(longest) * torch.arange(width // 2, device=t.device) * 2 / width)
+    angle = t.float()[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of t, then a small network that makes of them what the rest needs: ``(B,)`` to ``(B, width)``."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.width = width
+        self.layers = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.layers(sinusoids(t, self.width).to(self.layers[0].weight.dtype))

@@ -1,0 +1,177 @@
+"""A network for images: the U-Net of DDPM, at any size."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .embedding import TimeEmbedding
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    """Up to 32 groups of at least 4 channels each."""
+    return nn.GroupNorm(math.gcd(channels // 4, 32), channels)
+
+
+def _zero(layer: nn.Module) -> nn.Module:
+    """The layer with its parameters at zero, so that a residual branch starts as the identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+class ResBlock(nn.Module):
+    """Two convolutions round a shift and a scale that come from the embedding, with a residual connection.
+
+    ``(B, C_in, H, W)`` and ``(B, E)`` to ``(B, C_out, H, W)``. Source: Ho et al. (2020), appendix B; the scale and
+    shift after Perez et al. (2018) and Dhariwal & Nichol (2021).
+    """
+
+    def __init__(self, c_in: int, c_out: int, embedding: int, dropout: float = 0.0):
+        super().__init__()
+        self.enter = nn.Sequential(_norm(c_in), nn.SiLU(), nn.Conv2d(c_in, c_out, 3, padding=1))
+        self.modulate = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * c_out))
+        self.norm = _norm(c_out)
+        self.leave = nn.Sequential(nn.SiLU(), nn.Dropout(dropout), _zero(nn.Conv2d(c_out, c_out, 3, padding=1)))
+        self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.norm(self.enter(x))
+        scale, shift = self.modulate(embedding)[..., None, None].chunk(2, 1)
+        return self.skip(x) + self.leave(h * (1 + scale) + shift)
+
+
+class Attention(nn.Module):
+    """Self-attention among the pixels of a feature map, with a residual connection: ``(B, C, H, W)`` to the same."""
+
+    def __init__(self, channels: int, head_width: int = 32):
+        super().__init__()
+        self.heads = math.gcd(channels, max(1, channels // head_width))
+        self.norm = _norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.leave = _zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, C, H, W = x.shape
+        # (B, 3C, H, W) -> three of (B, heads, HW, C / heads)
+        q, k, v = self.qkv(self.norm(x)).reshape(B, 3, self.heads, C // self.heads, H * W).transpose(-1, -2).unbind(1)
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.leave(h.transpose(-1, -2).reshape(B, C, H, W))
+
+
+class UNet(nn.Module):
+    """The U-Net of DDPM: down through sizes, each half of the last, and up again, with skip connections.
+
+    Args:
+        size: height and width of the images, a power of two from 8 to 256.
+        channels: 1 or 3 (any number at least 1 works: latents have more).
+        width: channels of the first size; size i has ``width * multipliers[i]``.
+        multipliers: one a size. By default two for 8 pixels, three for 16 and 32, four for 64, one more each doubling.
+        blocks: residual blocks a size.
+        attention: apply self-attention where the feature map is at most this many pixels wide.
+        classes: number of labels, or ``None`` for an unconditional network. Label ``classes`` (one past the last) means
+            "no label": it is what ``y=None`` stands for.
+        dropout: probability inside the residual blocks.
+
+    Raises:
+        ValueError: for a size that is no power of two from 8 to 256 or that cannot be halved so often; from
+            ``forward``, for images
+            of another shape, or labels given to an unconditional network.
+
+    Source: chapter 2; Ho et al. (2020), appendix B; Ronneberger et al. (2015).
+    """
+
+    def __init__(
+        self,
+        size: int,
+        channels: int = 1,
+        width: int = 32,
+        multipliers: Sequence[int] | None = None,
+        blocks: int = 2,
+        attention: int = 8,
+        classes: int | None = None,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        if size not in (8, 16, 32, 64, 128, 256):
+            raise ValueError(f"size: must be a power of two from 8 to 256, got {size}")
+        if classes is not None and classes < 1:
+            raise ValueError(f"classes: must be at least 1, or None for no labels, got {classes}")
+        if channels < 1:
+            raise ValueError(f"channels: must be at least 1, got {channels}")
+        if width < 8 or width % 8:
+            raise ValueError(f"width: must be a multiple of 8, got {width}")
+        if multipliers is None:
+            multipliers = (1, 2) if size == 8 else (1, 2, 2) + (4,) * (size.bit_length() - 6)
+        if size >> (len(multipliers) - 1) < 2:
+            raise ValueError(f"multipliers: {tuple(multipliers)} would halve {size} pixels to fewer than 2")
+        self.size, self.channels, self.classes = size, channels, classes
+        E = 4 * width
+        self.time = TimeEmbedding(E)
+        self.label = None if classes is None else nn.Embedding(classes + 1, E)
+        self.enter = nn.Conv2d(channels, width, 3, padding=1)
+
+        c, skips = width, [width]
+        self.down = nn.ModuleList()
+        for level, multiplier in enumerate(multipliers):
+            for _ in range(blocks):
+                self.down.append(self._stage(c, width * multiplier, E, dropout, size >> level <= attention))
+                skips.append(c := width * multiplier)
+            if level < len(multipliers) - 1:
+                self.down.append(nn.Conv2d(c, c, 3, stride=2, padding=1))
+                skips.append(c)
+
+        self.middle = self._stage(c, c, E, dropout, attend=True)
+        self.middle_out = ResBlock(c, c, E, dropout)
+
+        self.up = nn.ModuleList()
+        for level, multiplier in reversed(list(enumerate(multipliers))):
+            for _ in range(blocks + 1):
+                self.up.append(self._stage(c + skips.pop(), width * multiplier, E, dropout, size >> level <= attention))
+                c = width * multiplier
+            if level > 0:
+                self.up.append(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(c, c, 3, padding=1)))
+
+        self.leave = nn.Sequential(_norm(c), nn.SiLU(), _zero(nn.Conv2d(c, channels, 3, padding=1)))
+
+    @staticmethod
+    def _stage(c_in: int, c_out: int, embedding: int, dropout: float, attend: bool) -> nn.ModuleList:
+        return nn.ModuleList([ResBlock(c_in, c_out, embedding, dropout)] + [Attention(c_out)] * attend)
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        if x_t.shape[1:] != (self.channels, self.size, self.size):
+            expected = f"(B, {self.channels}, {self.size}, {self.size})"
+            raise ValueError(f"x_t: this network takes {expected}, got {tuple(x_t.shape)}")
+        h, skips = self.enter(x_t), []
+        embedding = self._embed(t, y)
+        skips.append(h)
+        for layer in self.down:
+            h = _apply(layer, h, embedding)
+            skips.append(h)
+        h = self.middle_out(_apply(self.middle, h, embedding), embedding)
+        for layer in self.up:
+            if isinstance(layer, nn.ModuleList):
+                h = torch.cat([h, skips.pop()], 1)
+            h = _apply(layer, h, embedding)
+        return self.leave(h)
+
+    def _embed(self, t: Tensor, y: Tensor | None) -> Tensor:
+        embedding = self.time(t)
+        if self.label is None:
+            if y is not None:
+                raise ValueError("y: this network was built without classes and takes no labels")
+            return embedding
+        y = torch.full_like(t, self.classes) if y is None else y
+        if y.device.type == "cpu" and ((y < 0) | (y > self.classes)).any():
+            raise ValueError(f"y: labels must lie in 0..{self.classes} (the last is none), got {y.min()} to {y.max()}")
+        return embedding + self.label(y)
+
+
+def _apply(layer: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
+    """Only residual blocks see the embedding; attention, and the layers that change the size, do not."""
+    if not isinstance(layer, nn.ModuleList):
+        return layer(h)
+    h = layer[0](h, embedding)
+    return layer[1](h) if len(layer) > 1 else h

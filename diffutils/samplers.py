@@ -1,0 +1,59 @@
+"""The reverse process: one loop, and a kernel per method that says how x_s is drawn from x_t."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Generator, Tensor
+
+from .process import Denoiser, q_posterior
+from .schedules import Schedule
+
+Kernel = Callable[[Tensor, int, int, Generator | None], Tensor]
+"""(x_t, t, s, generator) -> x_s, with s < t."""
+
+
+def reverse(kernel: Kernel, x_T: Tensor, steps: Sequence[int], generator: Generator | None = None) -> Iterator[Tensor]:
+    """Walk from noise to data, ``steps = [T, ..., 0]``, yielding x after every step; the last one yielded is the
+    sample.
+
+    ``x_T`` is ``(B, *D)``. Raises ``ValueError`` if the steps do not fall strictly to 0. Source: chapter 2; Ho et al.
+    (2020), algorithm 2.
+    """
+    if len(steps) < 2 or steps[-1] != 0 or any(t <= s for t, s in pairwise(steps)):
+        raise ValueError(f"steps: must fall strictly and end at 0, such as [3, 2, 1, 0], got {list(steps)[:8]}")
+    for t, s in pairwise(steps):
+        x_T = kernel(x_T, t, s, generator)
+        yield x_T
+
+
+def sample(kernel: Kernel, x_T: Tensor, steps: Sequence[int], generator: Generator | None = None) -> Tensor:
+    """The end of :func:`reverse`: samples ``(B, *D)`` at step 0. Raises as ``reverse`` does."""
+    return deque(reverse(kernel, x_T, steps, generator), maxlen=1)[0]
+
+
+def ddpm(denoise: Denoiser, schedule: Schedule, variance: Literal["beta", "beta_tilde"] = "beta_tilde") -> Kernel:
+    r"""The Gaussian reverse step of DDPM: the posterior of the step with x_0 replaced by its estimate.
+
+    .. math:: x_s = \tilde\mu(x_t, \hat x_0(x_t, t)) + \sigma z, \qquad z \sim \mathcal N(0, I),
+
+    with :math:`\sigma^2 = \beta_{t|s}` or :math:`\tilde\beta_{t|s}` as ``variance`` says. The step into s = 0 adds no
+    noise. Works for any s < t, in the terms of :func:`diffutils.process.q_posterior`. Raises ``ValueError`` for
+    another ``variance``. Source: chapter 2; Ho et al. (2020), section 3.2 and algorithm 2.
+    """
+    if variance not in ("beta", "beta_tilde"):
+        raise ValueError(f"variance: must be 'beta' or 'beta_tilde', got {variance!r}")
+
+    def kernel(x_t: Tensor, t: int, s: int, generator: Generator | None) -> Tensor:
+        x_0 = denoise(x_t, torch.full((len(x_t),), t, device=x_t.device))
+        mean, sigma2 = q_posterior(x_t, x_0, t, schedule, s)
+        if s == 0:
+            return mean
+        if variance == "beta":  # beta_{t|s} = 1 - alpha_bar_t / alpha_bar_s
+            sigma2 = (1 - schedule.alpha_bar[t] / schedule.alpha_bar[s]).to(x_t)
+        # x_s = mu + sigma z
+        return mean + sigma2.sqrt() * torch.randn(x_t.shape, generator=generator, dtype=x_t.dtype, device=x_t.device)
+
+    return kernel
