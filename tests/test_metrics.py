@@ -1,0 +1,126 @@
+"""Distances between samples against plain loops, quadrature and scipy."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, stats
+
+from diffutils.metrics import bits_per_dim, energy_distance, interval, two_sample_test, wasserstein_1d
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def squared_energy_by_loops(x, y) -> float:
+    """2 E|X - Y| - E|X - X'| - E|Y - Y'| over all pairs of different elements."""
+
+    def mean(a, b, skip):
+        return np.mean(
+            [np.linalg.norm(p - q) for i, p in enumerate(a) for j, q in enumerate(b) if not (skip and i == j)]
+        )
+
+    x, y = (v.reshape(len(v), -1).numpy() for v in (x, y))
+    return 2 * mean(x, y, False) - mean(x, x, True) - mean(y, y, True)
+
+
+@pytest.mark.parametrize(("n", "m", "shape"), [(8, 8, (1,)), (30, 41, (2,)), (7, 5, (1, 3, 3))])
+def test_energy_distance_is_that_of_a_plain_loop(n, m, shape):
+    x, y = randn(n, *shape), randn(m, *shape, seed=1) * 2 + 1
+    exact = math.sqrt(squared_energy_by_loops(x, y))
+    assert abs(energy_distance(x, y).item() - exact) < 1e-6
+    assert abs(energy_distance(y, x).item() - exact) < 1e-6
+    assert abs(energy_distance(x.float(), y.float()).item() - exact) < 1e-3
+
+
+def test_energy_distance_of_two_gaussians_is_its_closed_form_within_sampling_error():
+    p, q = stats.norm(0, 1), stats.norm(0.5, 2)
+    exact = 2 * integrate.quad(lambda z: (p.cdf(z) - q.cdf(z)) ** 2, -15, 15)[0]  # in one dimension
+    estimates = torch.stack(
+        [energy_distance(randn(1000, 1, seed=i), randn(1000, 1, seed=50 + i) * 2 + 0.5) for i in range(8)]
+    )
+    mean, error = interval(estimates**2)
+    assert error < 0.1 * exact and abs(mean - exact) < 4 * error
+
+
+def test_energy_distance_is_never_negative_and_zero_for_a_sample_with_itself():
+    x = randn(20, 2)
+    assert energy_distance(x, x) == 0
+    assert all(energy_distance(randn(10, 1, seed=i), randn(10, 1, seed=99 + i)) >= 0 for i in range(10))
+
+
+def test_two_sample_test_is_the_rank_of_the_energy_among_its_permutations():
+    x, y = randn(6, 2), randn(9, 2, seed=1) + 0.6
+    pool, observed, generator = torch.cat([x, y]), squared_energy_by_loops(x, y), seeded(7)
+    in_x, reached = torch.arange(15) < 6, 0
+    for _ in range(50):
+        chosen = in_x[torch.randperm(15, generator=generator)]
+        reached += squared_energy_by_loops(pool[chosen], pool[~chosen]) >= observed
+    assert 0 < reached < 50
+    assert abs(two_sample_test(x, y, seeded(7), 50) - (1 + reached) / 51) < 1e-12
+
+
+def test_p_is_uniform_when_both_samples_come_from_one_distribution():
+    p = [two_sample_test(randn(15, 2, seed=i), randn(20, 2, seed=500 + i), seeded(i), 39) for i in range(80)]
+    assert stats.kstest(p, "uniform").pvalue > 0.01
+    assert 0 < np.mean(np.array(p) <= 0.1) < 0.22
+
+
+@pytest.mark.parametrize("change", [lambda x: x + 1, lambda x: 3 * x], ids=["shift", "scale"])
+def test_p_is_as_small_as_it_can_be_when_the_distributions_differ(change):
+    assert two_sample_test(randn(100, 1), change(randn(80, 1, seed=1)), seeded()) == 1 / 200
+    assert two_sample_test(randn(100, 1), change(randn(80, 1, seed=1)), seeded(), permutations=9) == 1 / 10
+
+
+def test_p_is_one_when_nothing_can_be_told_apart():
+    assert two_sample_test(torch.ones(5, 2), torch.ones(4, 2), seeded()) == 1
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "complaint"),
+    [
+        (torch.zeros(1, 2), torch.zeros(5, 2), r"x: needs at least 2 samples .*\(1, 2\)"),
+        (torch.zeros(5, 2), torch.zeros(5), r"y: needs at least 2 samples .*\(5,\)"),
+        (torch.zeros(5, 2), torch.zeros(5, 3), "x, y: need equal dimensions, got 2 and 3"),
+        (torch.zeros(5, 2), torch.full((5, 2), math.nan), "y: .*not finite"),
+        (torch.full((5, 2), math.inf), torch.zeros(5, 2), "x: .*not finite"),
+    ],
+)
+def test_samples_that_cannot_be_compared_are_refused(x, y, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        energy_distance(x, y)
+    with pytest.raises(ValueError, match=complaint):
+        two_sample_test(x, y, seeded())
+
+
+def test_wasserstein_is_that_of_scipy():
+    x, y = randn(200), randn(200, seed=1).exp()
+    exact = stats.wasserstein_distance(x.numpy(), y.numpy())
+    assert abs(wasserstein_1d(x, y).item() - exact) < 1e-12
+    assert abs(wasserstein_1d(x, x.flip(0) + 0.25).item() - 0.25) < 1e-12
+
+
+@pytest.mark.parametrize(("x", "y"), [((3,), (4,)), ((3, 1), (3, 1)), ((), ())])
+def test_wasserstein_needs_equally_many_numbers(x, y):
+    with pytest.raises(ValueError, match="x, y: need equal shapes"):
+        wasserstein_1d(torch.zeros(x), torch.zeros(y))
+
+
+def test_bits_per_dim_of_a_uniform_byte_is_eight():
+    assert abs(bits_per_dim(3 * math.log(256), 3) - 8) < 1e-12
+    assert (bits_per_dim(torch.tensor([0.0, math.log(2)]), 1) - torch.tensor([0.0, 1.0])).abs().max() < 1e-6
+    with pytest.raises(ValueError, match="dims: must be at least 1, got 0"):
+        bits_per_dim(1.0, 0)
+
+
+def test_interval_is_the_mean_and_its_standard_error():
+    mean, error = interval(torch.tensor([1.0, 2.0, 3.0, 6.0]))
+    assert mean == 3 and abs(error - stats.sem([1, 2, 3, 6])) < 1e-6
+    with pytest.raises(ValueError, match="values: needs at least 2 measurements, got 1"):
+        interval(torch.tensor([1.0]))

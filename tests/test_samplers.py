@@ -1,0 +1,211 @@
+"""The reverse process against the diffusers library, and against the data it should return."""
+
+import numpy as np
+import pytest
+import torch
+
+from diffutils.data import bumps
+from diffutils.metrics import two_sample_test
+from diffutils.process import convert, ideal_denoiser, q_posterior, q_sample
+from diffutils.samplers import ddpm, reverse, sample
+from diffutils.schedules import cosine, few_step, linear, subsequence
+
+SCHEDULES = {
+    "linear 1": linear(1),
+    "linear 4": linear(4, 0.1, 0.7),
+    "linear 1000": linear(1000),
+    "cosine 20": cosine(20),
+    "cosine 250": cosine(250),
+    "few-step 4": few_step(4),
+}
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+VARIANCES = {"beta_tilde": "fixed_small", "beta": "fixed_large"}
+every_variance = pytest.mark.parametrize("variance", VARIANCES)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def noise_of(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """A made-up prediction of the noise, one of its own for every time."""
+    return 0.8 * torch.sin(2 * x_t) + 0.1 * torch.cos(t.double()).reshape(-1, *[1] * (x_t.ndim - 1))
+
+
+def denoiser_of(schedule):
+    return lambda x_t, t: convert(noise_of(x_t, t), x_t, t, schedule, "eps", "x_0")
+
+
+def their(schedule, variance: str = "beta_tilde", **changes):
+    """The library's scheduler with these betas, its float32 table redone in float64. Its timestep is our t - 1."""
+    diffusers = pytest.importorskip("diffusers")
+    betas = schedule.beta[1:].numpy()
+    settings = {"trained_betas": betas, "variance_type": VARIANCES[variance], "clip_sample": False}
+    scheduler = diffusers.DDPMScheduler(len(betas), **settings | changes)
+    assert np.abs(scheduler.alphas_cumprod.numpy() - np.cumprod(1 - betas)).max() < 1e-6
+    scheduler.alphas_cumprod = torch.from_numpy(np.cumprod(1 - betas))
+    return scheduler
+
+
+def test_our_schedules_are_the_librarys():
+    diffusers = pytest.importorskip("diffusers")
+    for ours, name in (linear(1000), "linear"), (cosine(1000), "squaredcos_cap_v2"):
+        theirs = diffusers.DDPMScheduler(1000, beta_schedule=name)
+        assert (ours.beta[1:] - theirs.betas).abs().max() < 1e-6
+        assert (ours.alpha_bar[1:] - theirs.alphas_cumprod).abs().max() < 1e-5
+
+
+@every_schedule
+def test_q_sample_is_the_librarys_add_noise(schedule):
+    t = torch.tensor([1, (schedule.T + 1) // 2, schedule.T])
+    x_0, eps = randn(3, 2, 4), randn(3, 2, 4, seed=1)
+    theirs = their(schedule).add_noise(x_0, eps, t - 1)
+    assert (q_sample(x_0, t, eps, schedule) - theirs).abs().max() < 1e-12
+
+
+@every_schedule
+def test_q_posterior_has_the_librarys_mean_and_variance(schedule):
+    scheduler = their(schedule, prediction_type="sample")
+    x_t, x_0 = randn(3, 2), randn(3, 2, seed=1)
+    for t in {1, 2, schedule.T // 2, schedule.T} & set(range(1, schedule.T + 1)):
+        mean, variance = q_posterior(x_t, x_0, t, schedule)
+        noise = variance.sqrt() * torch.randn(3, 2, generator=seeded(5), dtype=torch.float64)
+        theirs = scheduler.step(x_0, t - 1, x_t, generator=seeded(5)).prev_sample
+        assert (mean + noise - theirs).abs().max() < 1e-10
+        assert abs(variance.item() - scheduler._get_variance(t - 1).item()) < 1e-12  # theirs is at least 1e-20
+
+
+@every_schedule
+@every_variance
+def test_ddpm_takes_the_librarys_step_at_every_t_the_last_included(schedule, variance):
+    scheduler, kernel = their(schedule, variance), ddpm(denoiser_of(schedule), schedule, variance)
+    x_t, ours, theirs = randn(4, 3), seeded(1), seeded(1)
+    for t in range(schedule.T, 0, -1):
+        eps = noise_of(x_t, torch.full((4,), t))
+        expected = scheduler.step(eps, t - 1, x_t, generator=theirs).prev_sample
+        x_t = kernel(x_t, t, t - 1, ours)
+        # cosine and few-step divide by a tiny sqrt(alpha_bar_T), hence relative to the size of the result
+        assert (x_t - expected).abs().max() < 1e-10 * max(1, expected.abs().max()), t
+
+
+@pytest.mark.parametrize("make", [linear, cosine])
+@every_variance
+def test_ddpm_in_skipping_steps_is_the_librarys_until_the_last(make, variance):
+    schedule, steps = make(100), subsequence(100, 7)
+    scheduler, kernel = their(schedule, variance), ddpm(denoiser_of(schedule), schedule, variance)
+    scheduler.set_timesteps(timesteps=[t - 1 for t in steps[:-1]])
+    x_t, ours, theirs = randn(4, 3), seeded(1), seeded(1)
+    for t, s in zip(steps, steps[1:], strict=False):
+        expected = scheduler.step(noise_of(x_t, torch.full((4,), t)), t - 1, x_t, generator=theirs).prev_sample
+        x_t = kernel(x_t, t, s, ours)
+        if (
+            s > 0 or variance == "beta_tilde"
+        ):  # into 0 the library draws noise of variance 1e-20, or else beta: we draw none
+            assert (x_t - expected).abs().max() < 1e-9 * max(1, expected.abs().max()), t
+
+
+def test_in_float32_ddpm_and_the_library_as_it_comes_end_in_the_same_place():
+    diffusers = pytest.importorskip("diffusers")
+    schedule, scheduler = linear(1000), diffusers.DDPMScheduler(clip_sample=False)
+    theirs = start = randn(4, 3).float()
+    generator = seeded(1)
+    for t in range(1000, 0, -1):
+        eps = noise_of(theirs, torch.full((4,), t)).float()
+        theirs = scheduler.step(eps, t - 1, theirs, generator=generator).prev_sample
+    denoise = denoiser_of(schedule)
+    ours = sample(ddpm(lambda x_t, t: denoise(x_t, t).float(), schedule), start, subsequence(1000, 1000), seeded(1))
+    assert ours.dtype == torch.float32 and (ours - theirs).abs().max() < 1e-2 * theirs.abs().max()
+
+
+@every_variance
+@pytest.mark.parametrize("t", [1, 2, 10])
+def test_no_noise_is_added_into_step_0(variance, t):
+    schedule, x_t = linear(10), randn(4, 3)
+    denoise = denoiser_of(schedule)
+    kernel = ddpm(denoise, schedule, variance)
+    ends = [kernel(x_t, t, 0, generator) for generator in (seeded(1), seeded(2), None)]
+    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
+    assert (ends[0] - denoise(x_t, torch.full((4,), t))).abs().max() < 1e-12
+
+
+@every_variance
+@pytest.mark.parametrize(("t", "s"), [(2, 1), (10, 9), (10, 3)])
+def test_other_steps_add_noise_of_the_stated_variance(variance, t, s):
+    schedule, x_t = linear(10, 0.05, 0.4), randn(20_000, 1)
+    denoise = denoiser_of(schedule)
+    mean, beta_tilde = q_posterior(x_t, denoise(x_t, torch.full((20_000,), t)), t, schedule, s)
+    noise = ddpm(denoise, schedule, variance)(x_t, t, s, seeded(1)) - mean
+    beta = 1 - (1 - schedule.beta[s + 1 : t + 1]).prod()  # several steps at once
+    sigma2 = {"beta": beta.item(), "beta_tilde": beta_tilde.item()}[variance]
+    assert beta_tilde.item() < 0.95 * beta.item()  # so that the two can be told apart
+    assert abs(noise.var().item() / sigma2 - 1) < 0.04 and abs(noise.mean().item()) < 0.04 * sigma2**0.5
+
+
+def test_the_denoiser_is_told_the_time_it_is_at_one_a_row():
+    seen = []
+
+    def denoise(x_t, t):
+        seen.append(t)
+        return x_t
+
+    sample(ddpm(denoise, linear(10)), randn(3, 2), [10, 4, 1, 0], seeded())
+    assert [t.tolist() for t in seen] == [[10] * 3, [4] * 3, [1] * 3] and seen[0].dtype == torch.int64
+
+
+def test_reverse_walks_the_steps_in_order_and_yields_after_each():
+    asked = []
+
+    def kernel(x, t, s, generator):
+        asked.append((t, s, generator))
+        return x + 1
+
+    generator = seeded()
+    walk = reverse(kernel, torch.zeros(2), [9, 5, 1, 0], generator)
+    assert [x.tolist() for x in walk] == [[1, 1], [2, 2], [3, 3]]
+    assert asked == [(9, 5, generator), (5, 1, generator), (1, 0, generator)]
+    assert sample(kernel, torch.zeros(2), [9, 5, 1, 0], generator).tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("steps", [[], [0], [5], [3, 2, 1], [1, 2, 0], [2, 2, 0], [2, 0, 0], [1, 0, -1], [0, 1, 2]])
+@pytest.mark.parametrize("walk", [sample, lambda *arguments: list(reverse(*arguments))])
+def test_steps_that_do_not_fall_strictly_to_0_are_refused(steps, walk):
+    with pytest.raises(ValueError, match="steps: must fall strictly and end at 0"):
+        walk(lambda x, t, s, generator: x, torch.zeros(1), steps)
+
+
+def test_steps_beyond_the_schedule_are_refused():
+    with pytest.raises(ValueError, match=r"t: .*1\.\.T = 1\.\.10, got 11"):
+        sample(ddpm(lambda x_t, t: x_t, linear(10)), randn(2, 1), [11, 5, 0], seeded())
+
+
+def test_an_unknown_variance_is_refused():
+    with pytest.raises(ValueError, match="variance: must be 'beta' or 'beta_tilde', got 'learned'"):
+        ddpm(lambda x_t, t: x_t, linear(10), "learned")
+
+
+def test_samples_are_those_of_the_generator():
+    schedule = linear(10)
+    kernel, x_T = ddpm(denoiser_of(schedule), schedule), randn(4, 3)
+    ends = [sample(kernel, x_T, subsequence(10, 10), seeded(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[0], ends[2])
+
+
+def p_value_of_samples(schedule, variance: str, n: int = 800) -> float:
+    kernel = ddpm(ideal_denoiser(bumps(), schedule), schedule, variance)
+    x = sample(kernel, randn(n, 1, seed=3), subsequence(schedule.T, schedule.T), seeded(4))
+    return two_sample_test(x, bumps().sample(n, seeded(5)), seeded(6))
+
+
+@every_variance
+@pytest.mark.parametrize("make", [linear, few_step])
+def test_the_ideal_denoiser_and_many_steps_give_back_the_data(make, variance):
+    assert p_value_of_samples(make(1000 if make is linear else 300), variance) > 0.02
+
+
+@every_variance
+def test_the_ideal_denoiser_and_four_steps_do_not(variance):
+    assert p_value_of_samples(few_step(4), variance) == 1 / 200

@@ -1,0 +1,224 @@
+"""Batches, the loop, the average and the learning rate."""
+
+import math
+from itertools import islice
+
+import pytest
+import torch
+from torch import nn
+
+from diffutils.data import bumps
+from diffutils.networks.mlp import MLP
+from diffutils.objectives import simple_loss
+from diffutils.process import convert
+from diffutils.schedules import few_step
+from diffutils.training import average, batches, descend, fit
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Weight(nn.Module):
+    """One vector of parameters."""
+
+    def __init__(self, *values: float):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(values, dtype=torch.float64))
+
+
+def test_every_row_comes_once_an_epoch_in_a_new_order_with_its_label():
+    x = torch.arange(12)
+    stream = batches(x, x * 10, size=4, generator=seeded())
+    epochs = []
+    for _ in range(3):
+        rows = list(islice(stream, 3))
+        assert all(len(a) == 4 and torch.equal(a * 10, b) for a, b in rows)
+        epochs.append(torch.cat([a for a, _ in rows]).tolist())
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != list(range(12))
+
+
+def test_the_rest_of_an_epoch_is_left_out_and_comes_up_in_others():
+    stream = batches(torch.arange(10), size=4, generator=seeded())
+    epochs = [torch.cat([a for (a,) in islice(stream, 2)]).tolist() for _ in range(20)]
+    assert all(len(set(epoch)) == 8 for epoch in epochs)
+    assert set().union(*epochs) == set(range(10))
+
+
+def test_batches_are_those_of_the_generator():
+    first, again, other = (next(batches(torch.arange(50), size=50, generator=seeded(s)))[0] for s in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "size", "name"),
+    [((5,), 6, "size"), ((5,), 0, "size"), ((5,), -1, "size"), ((0,), 1, "size"), ((5, 4), 2, "tensors")],
+)
+def test_batches_that_cannot_be_filled_are_refused_at_once(tensors, size, name):
+    with pytest.raises(ValueError, match=f"{name}: "):
+        batches(*(torch.zeros(n) for n in tensors), size=size)
+
+
+def test_fit_yields_after_each_update_and_takes_no_batch_too_many():
+    done, source = [], iter([("a",), ("b",), ("c",), ("d",)])
+
+    def update(batch):
+        done.append(batch)
+        return {"loss": torch.tensor(len(done) / 2), "other": torch.tensor(1.0)}
+
+    walk = fit(update, source, 3)
+    assert done == []
+    first = next(walk)
+    assert done == [("a",)] and first.index == 1 and first.losses == {"loss": 0.5, "other": 1.0}
+    rest = list(walk)
+    assert [step.index for step in rest] == [2, 3] and rest[-1].losses["loss"] == 1.5
+    assert 0 <= first.seconds <= rest[0].seconds <= rest[1].seconds
+    assert done == [("a",), ("b",), ("c",)] and next(source) == ("d",)
+
+
+def test_fit_says_when_the_batches_run_out():
+    walk = fit(lambda batch: {"loss": torch.tensor(0.0)}, [(1,), (2,)], 5)
+    assert [next(walk).index, next(walk).index] == [1, 2]
+    with pytest.raises(ValueError, match="batches: ran out after 2 of 5"):
+        next(walk)
+    with pytest.raises(ValueError, match="batches: ran out after 0 of 1"):
+        list(fit(lambda batch: {}, [], 1))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_fit_stops_at_the_first_loss_that_is_not_finite_and_names_it(bad):
+    losses = iter([0.5, bad, 0.5])
+    walk = fit(lambda batch: {"first": torch.tensor(1.0), "second": torch.tensor(next(losses))}, [()] * 3, 3)
+    next(walk)
+    with pytest.raises(FloatingPointError, match=f"step 2: second is {bad}"):
+        next(walk)
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_no_steps_are_refused(steps):
+    with pytest.raises(ValueError, match=f"steps: must be at least 1, got {steps}"):
+        list(fit(lambda batch: {}, [()], steps))
+    with pytest.raises(ValueError, match=f"steps: must be at least 1, got {steps}"):
+        descend(Weight(1.0), lambda: None, steps)
+
+
+def test_average_is_the_exponential_moving_average_started_at_the_first_weights():
+    network, expected = Weight(1.0, -2.0), None
+    ema = average(network, 0.9)
+    for value in ([3.0, 1.0], [5.0, 0.0], [-1.0, 4.0]):
+        with torch.no_grad():
+            network.w.copy_(torch.tensor(value))
+        ema.update_parameters(network)
+        new = torch.tensor(value, dtype=torch.float64)
+        expected = new if expected is None else 0.9 * expected + 0.1 * new
+        assert (ema.module.w - expected).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5])
+def test_a_decay_outside_zero_to_one_is_refused(decay):
+    with pytest.raises(ValueError, match=f"decay: .*got {decay}"):
+        average(Weight(1.0), decay)
+
+
+def test_the_learning_rate_rises_for_the_warm_up_and_falls_as_a_half_cosine_to_zero():
+    network, steps, warmup, lr = Weight(0.0), 40, 10, 0.01
+    update = descend(network, lambda: network.w.sum(), steps, lr, warmup=warmup)
+    w = [0.0]
+    for _ in range(steps + 2):
+        update(())
+        w.append(network.w.item())
+    # a constant gradient: Adam's step is then the learning rate itself
+    rate = [a - b for a, b in zip(w, w[1:], strict=False)]
+    expected = [lr * min((i + 1) / warmup, 0.5 * (1 + math.cos(math.pi * i / steps))) for i in range(steps)] + [0, 0]
+    assert max(abs(a - b) for a, b in zip(rate, expected, strict=True)) < 1e-8
+    assert abs(rate[0] - lr / 10) < 1e-8 and rate[-3] < 1e-4 and max(rate) > 0.85 * lr
+
+
+def test_large_gradients_are_clipped_to_the_given_norm_and_small_ones_are_not():
+    network = Weight(0.0, 0.0)
+    slope = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    update = descend(network, lambda scale: (scale * slope * network.w).sum(), 10, clip=2.0)
+    update((100.0,))
+    assert (network.w.grad - torch.tensor([1.2, 1.6])).abs().max() < 1e-5
+    update((0.1,))
+    assert (network.w.grad - torch.tensor([0.3, 0.4])).abs().max() < 1e-6
+
+
+def test_the_average_follows_the_weights_after_each_step():
+    network = Weight(1.0)
+    ema = average(network, 0.5)
+    update = descend(network, lambda: network.w.square().sum(), 5, lr=0.1, ema=ema, warmup=1)
+    expected = None
+    for _ in range(5):
+        update(())
+        now = network.w.detach().clone()
+        expected = now if expected is None else 0.5 * expected + 0.5 * now
+        assert (ema.module.w - expected).abs().max() < 1e-14
+    assert ema.n_averaged == 5 and ema.module.w != network.w
+
+
+def test_descend_trains_in_training_mode_and_returns_the_loss_before_the_step():
+    network = nn.Linear(1, 1).eval()
+    modes = []
+
+    def loss(x):
+        modes.append(network.training)
+        return (network(x) - 1).square().mean()
+
+    x = torch.ones(4, 1)
+    before = loss(x).item()
+    losses = descend(network, loss, 3)((x,))
+    assert modes == [False, True] and list(losses) == ["loss"] and not losses["loss"].requires_grad
+    assert losses["loss"].item() == before
+
+
+def regress(seed: int) -> tuple[nn.Module, list[float]]:
+    """Fit y = A x + b by gradient descent."""
+    x = torch.randn(256, 3, generator=seeded())
+    y = x @ torch.tensor([[1.0], [-2.0], [0.5]]) + 0.3
+    network = nn.Linear(3, 1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=seeded(seed)))
+    update = descend(network, lambda x, y: (network(x) - y).square().mean(), 400, lr=0.05)
+    walk = fit(update, batches(x, y, size=64, generator=seeded(seed)), 400)
+    return network, [step.losses["loss"] for step in walk]
+
+
+def test_descend_fits_a_regression():
+    network, losses = regress(1)
+    assert losses[0] > 1 and losses[-1] < 1e-6
+    assert (network.weight - torch.tensor([[1.0, -2.0, 0.5]])).abs().max() < 1e-3
+    assert abs(network.bias.item() - 0.3) < 1e-3
+
+
+def test_the_same_seed_trains_the_same_weights():
+    (one, losses), (two, same), (other, _) = regress(1), regress(1), regress(2)
+    assert losses == same and torch.equal(one.weight, two.weight) and not torch.equal(one.weight, other.weight)
+
+
+def test_a_trained_network_comes_close_to_the_ideal_loss_and_not_below_it():
+    schedule, mixture = few_step(20), bumps()
+    x_0 = mixture.sample(4096, seeded()).float()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = MLP(1, width=32, depth=2)
+    generator = seeded(1)
+    update = descend(network, lambda x: simple_loss(network, x, schedule, generator), 400, lr=5e-3)
+    for _ in fit(update, batches(x_0, size=256, generator=generator), 400):
+        pass
+
+    def ideal(x_t, t):
+        eps = torch.empty_like(x_t)
+        for step in t.unique().tolist():
+            rows = t == step
+            guess = mixture.denoise(x_t[rows].double(), schedule.alpha_bar[step].item()).float()
+            eps[rows] = convert(guess, x_t[rows], step, schedule, "x_0", "eps")
+        return eps
+
+    fresh = mixture.sample(20_000, seeded(2)).float()
+    network.eval()
+    with torch.no_grad():
+        learned, best = (simple_loss(net, fresh, schedule, seeded(3)).item() for net in (network, ideal))
+    assert 0.2 < best < learned < best + 0.05
