@@ -1,0 +1,19 @@
+"""A bibliography whose labels are the citation keys, [Ho2020], which is also what JupyterLab shows for a citation."""
+
+from pybtex.plugin import register_plugin
+from pybtex.style.formatting.plain import Style
+from pybtex.style.labels import BaseLabelStyle
+
+
+class KeyLabels(BaseLabelStyle):
+    def format_labels(self, sorted_entries):
+        return (entry.key for entry in sorted_entries)
+
+
+class KeyStyle(Style):
+    default_label_style = KeyLabels
+
+
+def setup(app):
+    register_plugin("pybtex.style.formatting", "keys", KeyStyle)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
