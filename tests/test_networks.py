@@ -1,0 +1,217 @@
+"""The networks: shapes at every size, what they start as, and what each output depends on."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from diffutils.networks.embedding import TimeEmbedding, sinusoids
+from diffutils.networks.mlp import MLP
+from diffutils.networks.unet import Attention, ResBlock, UNet
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def awake(network: nn.Module) -> nn.Module:
+    """The network with a little noise on every parameter, so that nothing is zero any more."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return network.eval()
+
+
+def small_unet(**changes) -> UNet:
+    return UNet(8, **{"width": 8, "blocks": 1} | changes)
+
+
+NETWORKS = {
+    "mlp": (lambda: MLP(2, width=16, depth=2), (2,)),
+    "unet": (small_unet, (1, 8, 8)),
+}
+every_network = pytest.mark.parametrize(("build", "shape"), NETWORKS.values(), ids=NETWORKS)
+
+
+def test_sinusoids_are_the_formula():
+    t, width = torch.tensor([1, 2, 10, 500, 1000]), 16
+    omega = [10_000 ** (-2 * i / width) for i in range(width // 2)]
+    rows = [[f(w * float(n)) for f in (math.sin, math.cos) for w in omega] for n in t]
+    assert sinusoids(t, width).shape == (5, 16)
+    assert (sinusoids(t, width) - torch.tensor(rows)).abs().max() < 2e-4  # float32 angles up to 1000
+    slow = [[math.sin(3), math.sin(3 / 10), math.cos(3), math.cos(3 / 10)]]
+    assert (sinusoids(torch.tensor([3]), 4, longest=100.0) - torch.tensor(slow)).abs().max() < 1e-6
+
+
+def test_sinusoids_tell_all_thousand_times_apart():
+    distance = torch.cdist(*[sinusoids(torch.arange(1, 1001), 32)] * 2) + torch.eye(1000)
+    assert distance.min() > 0.1
+
+
+def test_an_odd_width_is_refused():
+    with pytest.raises(ValueError, match="width: must be even, got 7"):
+        sinusoids(torch.tensor([1]), 7)
+
+
+def test_time_embedding_is_a_function_of_each_t_alone():
+    embed = TimeEmbedding(8)
+    both = embed(torch.tensor([1, 1000]))
+    assert both.shape == (2, 8) and (both[0] - both[1]).abs().max() > 1e-3
+    assert (embed(torch.tensor([1000]))[0] - both[1]).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("size", [8, 16, 32, 64, 128, 256])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_unet_answers_in_the_shape_of_its_input_at_every_size(size, channels):
+    network = UNet(size, channels, width=8, blocks=1, classes=4)
+    x_t = randn(2, channels, size, size)
+    with torch.no_grad():
+        out = network(x_t, torch.tensor([1, 1000]), torch.tensor([0, 3]))
+    assert out.shape == x_t.shape and out.dtype == x_t.dtype
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"multipliers": (1,)},
+        {"multipliers": (1, 2, 3)},
+        {"multipliers": (2, 1)},
+        {"blocks": 3},
+        {"attention": 0},
+        {"width": 56},
+        {"channels": 4},
+        {"dropout": 0.1},
+    ],
+)
+def test_unet_takes_other_widths_depths_and_channels(changes):
+    network = awake(small_unet(**changes))
+    x_t = randn(2, changes.get("channels", 1), 8, 8)
+    out = network(x_t, torch.tensor([1, 5]))
+    assert out.shape == x_t.shape and out.isfinite().all() and out.abs().max() > 0
+
+
+def test_unet_halves_its_images_once_per_further_multiplier():
+    seen = []
+    network = small_unet(multipliers=(1, 2, 4))
+    network.middle_out.register_forward_hook(lambda _, inputs, __: seen.append(tuple(inputs[0].shape)))
+    network(randn(2, 1, 8, 8), torch.tensor([1, 1]))
+    assert seen == [(2, 32, 2, 2)]
+
+
+def test_unet_attends_where_it_is_told_to_and_always_in_the_middle():
+    def attentions(**changes):
+        return sum(isinstance(m, Attention) for m in small_unet(multipliers=(1, 2), **changes).modules())
+
+    assert attentions(attention=0) == 1  # 1 block on the way down and 2 on the way up, at each of the sizes 8 and 4
+    assert attentions(attention=4) == 1 + 3
+    assert attentions(attention=8) == 1 + 6
+
+
+@every_network
+def test_an_untrained_network_predicts_zero(build, shape):
+    assert (build()(randn(3, *shape), torch.tensor([1, 5, 9])) == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "labels"),
+    [
+        (MLP(2, width=16, depth=2), (2,), None),
+        (small_unet(), (1, 8, 8), None),
+        (small_unet(classes=3, attention=8), (1, 8, 8), torch.arange(16) % 3),
+    ],
+    ids=["mlp", "unet", "unet with classes"],
+)
+def test_gradient_reaches_every_parameter_once_the_zeros_have_moved(network, shape, labels):
+    x_t, t, target = randn(16, *shape), torch.arange(1, 17), randn(16, *shape, seed=1)
+    inputs = (x_t, t) if labels is None else (x_t, t, labels)
+    optimiser = torch.optim.Adam(network.parameters(), 1e-2)
+    for _ in range(3):  # first the last layer leaves zero, then the last layer of each block, then all get a gradient
+        optimiser.zero_grad()
+        (network(*inputs) - target).square().mean().backward()
+        optimiser.step()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 1e-9, name
+
+
+@every_network
+def test_each_row_of_the_output_depends_on_its_own_row_and_time_alone(build, shape):
+    network, t = awake(build()), torch.tensor([3, 700, 20])
+    x_t = randn(3, *shape).requires_grad_()
+    together = network(x_t, t)
+    (gradient,) = torch.autograd.grad(together[1].square().sum(), x_t, retain_graph=True)
+    assert (gradient[[0, 2]] == 0).all() and gradient[1].abs().max() > 0
+    alone = network(x_t[1:2], t[1:2])
+    assert (alone[0] - together[1]).abs().max() < 1e-4 * together.abs().max()
+    later = network(x_t, torch.tensor([3, 701, 20]))
+    assert (later[1] - together[1]).abs().max() > 1e-4
+    assert (later[[0, 2]] - together[[0, 2]]).abs().max() < 1e-4 * together.abs().max()
+
+
+def test_no_label_is_the_label_one_past_the_last():
+    network, x_t, t = awake(small_unet(classes=3)), randn(2, 1, 8, 8), torch.tensor([4, 5])
+    outputs = [network(x_t, t, torch.full((2,), y)) for y in range(4)]
+    assert torch.equal(network(x_t, t), outputs[3])
+    for y in range(3):
+        assert (outputs[y] - outputs[3]).abs().max() > 1e-3
+
+
+def test_a_label_changes_its_own_row_alone():
+    network, x_t, t = awake(small_unet(classes=3)), randn(2, 1, 8, 8), torch.tensor([4, 4])
+    change = network(x_t, t, torch.tensor([0, 1])) - network(x_t, t, torch.tensor([0, 2]))
+    assert change[0].abs().max() < 1e-5 and change[1].abs().max() > 1e-3
+
+
+def test_residual_blocks_and_attention_start_as_the_identity():
+    x, embedding = randn(2, 16, 4, 4), randn(2, 12)
+    assert torch.equal(ResBlock(16, 16, 12)(x, embedding), x)
+    assert torch.equal(Attention(16)(x), x)
+    widen = ResBlock(16, 24, 12)
+    assert torch.equal(widen(x, embedding), widen.skip(x))
+
+
+@pytest.mark.parametrize(("channels", "heads"), [(8, 1), (64, 2)])
+def test_attention_is_the_softmax_average_over_all_pixels(channels, heads):
+    layer, x = awake(Attention(channels)), randn(2, channels, 2, 3)
+    assert layer.heads == heads
+    width = channels // heads
+    q, k, v = layer.qkv(layer.norm(x)).flatten(2).chunk(3, 1)  # each (B, C, HW)
+    out = torch.zeros_like(q)
+    for head in range(heads):
+        part = slice(head * width, (head + 1) * width)
+        weight = (torch.einsum("bcp,bcq->bpq", q[:, part], k[:, part]) / math.sqrt(width)).softmax(2)
+        out[:, part] = torch.einsum("bpq,bcq->bcp", weight, v[:, part])
+    assert (layer(x) - x - layer.leave(out.reshape(x.shape))).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("size", [0, 4, 7, 12, 28, 512])
+def test_a_size_that_is_no_power_of_two_from_8_to_256_is_refused(size):
+    with pytest.raises(ValueError, match=f"size: must be a power of two from 8 to 256, got {size}"):
+        UNet(size)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"channels": 0}, "channels"),
+        ({"width": 12}, "width"),
+        ({"width": 0}, "width"),
+        ({"multipliers": (1, 1, 1, 1)}, "multipliers"),
+    ],
+)
+def test_a_unet_that_cannot_be_built_is_refused_by_argument(changes, name):
+    with pytest.raises(ValueError, match=f"{name}: "):
+        small_unet(**changes)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 1, 16, 16), (2, 1, 8, 16), (2, 8, 8)])
+def test_images_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"x_t: this network takes \(B, 1, 8, 8\)"):
+        small_unet()(torch.zeros(shape), torch.tensor([1, 1]))
+
+
+def test_labels_for_a_network_without_classes_are_refused():
+    with pytest.raises(ValueError, match="y: .*without classes"):
+        small_unet()(torch.zeros(1, 1, 8, 8), torch.tensor([1]), torch.tensor([0]))
