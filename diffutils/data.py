@@ -115,7 +115,7 @@ class GaussianMixture:
         """
         if not 0 < alpha_bar_t < alpha_bar_s <= 1:
             raise ValueError(f"alpha_bar: needs 0 < alpha_bar_t < alpha_bar_s <= 1, got {alpha_bar_t}, {alpha_bar_s}")
-        at_s, a = self.diffuse(alpha_bar_s), alpha_bar_t / alpha_bar_s
+        at_s, a = self.diffuse(alpha_bar_s), alpha_bar_t / alpha_bar_s  # x_s to x_t is a diffusion again, by a
         spread = a * at_s.variance + 1 - a
         weight = at_s.diffuse(a)._log_joint(x_t).softmax(-1)
         pull = (math.sqrt(a) * at_s.variance / spread)[..., None] * x_t[..., None, :]
@@ -130,7 +130,7 @@ class GaussianMixture:
         within = (self.weight * self.variance).sum(-1)[..., None, None] * torch.eye(self.dims).to(between)
         return mean, within + between
 
-    def denoise(self, x_t: Tensor, alpha_bar_t: float) -> Tensor:
+    def posterior_mean(self, x_t: Tensor, alpha_bar_t: float) -> Tensor:
         r""":math:`E[x_0 \mid x_t]`, ``(..., D)`` to ``(..., D)``: the mean of ``reverse(x_t, alpha_bar_t, 1.0)`` at
         the cost of two matrix products.
 

@@ -37,7 +37,7 @@ def _as_samples(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x, y.to(x)
 
 
-def two_sample_test(x: Tensor, y: Tensor, generator: Generator, permutations: int = 199) -> float:
+def two_sample_test(x: Tensor, y: Tensor, generator: Generator, permutations: int = 999) -> float:
     r"""The p-value of "x and y come from one distribution", by a permutation test of the energy distance.
 
     The labels of the pooled sample are shuffled ``permutations`` times;
@@ -48,14 +48,15 @@ def two_sample_test(x: Tensor, y: Tensor, generator: Generator, permutations: in
     n, m = len(x), len(y)
     distance = torch.cdist(pool := torch.cat([x, y]), pool)
 
-    def energy(in_x: Tensor) -> Tensor:
-        to_x, to_y = distance @ in_x, distance @ (1 - in_x)
-        return 2 * to_x @ (1 - in_x) / (n * m) - to_x @ in_x / (n * (n - 1)) - to_y @ (1 - in_x) / (m * (m - 1))
-
+    # Each column of in_x marks with 1 the points that count as x: first as observed, then shuffled.
     in_x = torch.cat([x.new_ones(n), x.new_zeros(m)])
-    observed = energy(in_x)
-    shuffled = [energy(in_x[torch.randperm(n + m, generator=generator)]) for _ in range(permutations)]
-    return (1 + sum(float(value) >= float(observed) for value in shuffled)) / (1 + permutations)
+    shuffled = [in_x[torch.randperm(n + m, generator=generator)] for _ in range(permutations)]
+    in_x = torch.stack([in_x, *shuffled], 1)
+    to_x = distance @ in_x  # sum of the distances from each point to the points of x
+    to_y = distance.sum(1, keepdim=True) - to_x
+    energy = 2 * (to_x * (1 - in_x)).sum(0) / (n * m)
+    energy -= (to_x * in_x).sum(0) / (n * (n - 1)) + (to_y * (1 - in_x)).sum(0) / (m * (m - 1))
+    return (1 + (energy[1:] >= energy[0]).sum().item()) / (1 + permutations)
 
 
 def wasserstein_1d(x: Tensor, y: Tensor) -> Tensor:

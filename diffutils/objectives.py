@@ -56,7 +56,7 @@ def gaussian_kl(mean_q: Tensor, var_q: Tensor, mean_p: Tensor, var_p: Tensor) ->
 def prior_term(x_0: Tensor, schedule: Schedule) -> Tensor:
     r""":math:`L_T = KL(q(x_T \mid x_0) \,\|\, \mathcal N(0, I))` in nats a sample, ``(B, *D)`` to ``(B,)``.
 
-    Source: chapters 3 and 6; Ho et al. (2020), equation 5.
+    Source: chapter 3; Ho et al. (2020), equation 5.
     """
     alpha_bar = schedule.alpha_bar[-1].to(x_0)
     one = torch.ones_like(alpha_bar)

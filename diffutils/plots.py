@@ -1,5 +1,4 @@
-"""The figures of the book: one look, one palette that colour-blind readers can tell apart, and no text inside
-pictures beyond axes.
+"""The figures of the book: one look, and one palette that colour-blind readers can tell apart.
 
 Every function returns a figure that has been taken off pyplot's list, so a cell shows it once, by naming it in its
 last line.

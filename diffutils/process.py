@@ -106,7 +106,7 @@ def convert(value: Tensor, x_t: Tensor, t: int | Tensor, schedule: Schedule, sou
         \tilde\mu_t = w_0 x_0 + w_t x_t.
 
     ``value``, ``x_t`` and the result are ``(B, *D)``; ``mean`` is that of :math:`q(x_{t-1} \mid x_t, x_0)`. Raises
-    ``ValueError`` for an unknown kind or t outside 1..T. Source: chapters 2 and 5; Ho et al. (2020), section 3.2;
+    ``ValueError`` for an unknown kind or t outside 1..T. Source: chapter 2; Ho et al. (2020), section 3.2;
     Salimans & Ho (2022), appendix D.
     """
     check_t(t, schedule.T)
@@ -168,6 +168,6 @@ def ideal_denoiser(mixture: GaussianMixture, schedule: Schedule) -> Denoiser:
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
         if (t != t.reshape(-1)[0]).any():
             raise ValueError(f"t: must be the same for all of the batch, got {t.min()} to {t.max()}")
-        return mixture.denoise(x_t, float(schedule.alpha_bar[t.reshape(-1)[0]]))
+        return mixture.posterior_mean(x_t, float(schedule.alpha_bar[t.reshape(-1)[0]]))
 
     return denoise

@@ -24,14 +24,15 @@ def reverse(kernel: Kernel, x_T: Tensor, steps: Sequence[int], generator: Genera
     """
     if len(steps) < 2 or steps[-1] != 0 or any(t <= s for t, s in pairwise(steps)):
         raise ValueError(f"steps: must fall strictly and end at 0, such as [3, 2, 1, 0], got {list(steps)[:8]}")
+    x = x_T
     for t, s in pairwise(steps):
-        x_T = kernel(x_T, t, s, generator)
-        yield x_T
+        x = kernel(x, t, s, generator)
+        yield x
 
 
 def sample(kernel: Kernel, x_T: Tensor, steps: Sequence[int], generator: Generator | None = None) -> Tensor:
     """The end of :func:`reverse`: samples ``(B, *D)`` at step 0. Raises as ``reverse`` does."""
-    return deque(reverse(kernel, x_T, steps, generator), maxlen=1)[0]
+    return deque(reverse(kernel, x_T, steps, generator), maxlen=1)[0]  # keeps the last x only
 
 
 def ddpm(denoise: Denoiser, schedule: Schedule, variance: Literal["beta", "beta_tilde"] = "beta_tilde") -> Kernel:

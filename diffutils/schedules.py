@@ -128,7 +128,7 @@ def few_step(T: int = 4, beta_min: float = 0.1, beta_max: float = 20.0) -> Sched
         \bar\alpha_t = \exp\Bigl(-\beta_{\min} u - \tfrac12 (\beta_{\max} - \beta_{\min}) u^2\Bigr), \qquad u = t / T.
 
     Unlike ``linear(4)``, it ends at almost pure noise whatever T is. Raises ``ValueError`` if ``T < 1`` or the rates
-    give a beta outside (0, 1). Source: chapters 1 and 10; Song et al. (2021), appendix C; Xiao et al. (2022),
+    give a beta outside (0, 1). Source: chapter 1; Song et al. (2021), appendix C; Xiao et al. (2022),
     appendix A.
     """
     _check_T(T)
@@ -141,7 +141,7 @@ def subsequence(T: int, steps: int) -> list[int]:
     ``steps + 1``.
 
     ``subsequence(T, T)`` is the full chain. Raises ``ValueError`` unless ``1 <= steps <= T``.
-    Source: chapter 9; Song et al. (2021, DDIM), section 4.2.
+    Source: Song et al. (2021, DDIM), section 4.2.
     """
     _check_T(T)
     if not 1 <= steps <= T:

@@ -130,7 +130,7 @@ def test_reverse_of_a_slightly_noisy_digit_finds_that_digit_in_float32():
 @pytest.mark.parametrize("batch", [(), (20,)])
 def test_denoise_is_the_mean_of_the_reverse_step_and_obeys_tweedie(alpha_bar, batch):
     mixture, x_t = planar(*batch), 2 * randn(20, 3)
-    x_0 = mixture.denoise(x_t, alpha_bar)
+    x_0 = mixture.posterior_mean(x_t, alpha_bar)
     assert (x_0 - mixture.reverse(x_t, alpha_bar).moments()[0]).abs().max() < 1e-12
     # E[x_0 | x_t] = (x_t + (1 - alpha_bar) score_t(x_t)) / sqrt(alpha_bar)
     tweedie = (x_t + (1 - alpha_bar) * mixture.diffuse(alpha_bar).score(x_t)) / math.sqrt(alpha_bar)
@@ -138,10 +138,10 @@ def test_denoise_is_the_mean_of_the_reverse_step_and_obeys_tweedie(alpha_bar, ba
 
 
 @pytest.mark.parametrize("alpha_bar", [0.99, 0.4, 0.01])
-def test_denoise_is_the_posterior_mean_by_quadrature(alpha_bar):
+def test_posterior_mean_by_quadrature(alpha_bar):
     mixture, x_t = data.bumps(), torch.linspace(-2.5, 2.5, 11, dtype=torch.float64)[:, None]
     log_p = mixture.log_prob(LINE[:, None]) + normal_log_prob(x_t, math.sqrt(alpha_bar) * LINE, 1 - alpha_bar)
-    assert (mixture.denoise(x_t, alpha_bar) - (log_p.softmax(1) * LINE).sum(1, keepdim=True)).abs().max() < 1e-11
+    assert (mixture.posterior_mean(x_t, alpha_bar) - (log_p.softmax(1) * LINE).sum(1, keepdim=True)).abs().max() < 1e-11
 
 
 def test_moments_are_those_of_the_density_by_quadrature():

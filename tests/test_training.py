@@ -213,7 +213,7 @@ def test_a_trained_network_comes_close_to_the_ideal_loss_and_not_below_it():
         eps = torch.empty_like(x_t)
         for step in t.unique().tolist():
             rows = t == step
-            guess = mixture.denoise(x_t[rows].double(), schedule.alpha_bar[step].item()).float()
+            guess = mixture.posterior_mean(x_t[rows].double(), schedule.alpha_bar[step].item()).float()
             eps[rows] = convert(guess, x_t[rows], step, schedule, "x_0", "eps")
         return eps
 

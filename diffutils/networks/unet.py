@@ -70,15 +70,14 @@ class UNet(nn.Module):
         width: channels of the first size; size i has ``width * multipliers[i]``.
         multipliers: one a size. By default two for 8 pixels, three for 16 and 32, four for 64, one more each doubling.
         blocks: residual blocks a size.
-        attention: apply self-attention where the feature map is at most this many pixels wide.
+        attention: apply self-attention where the feature map is at most this many pixels wide, and in the middle.
         classes: number of labels, or ``None`` for an unconditional network. Label ``classes`` (one past the last) means
             "no label": it is what ``y=None`` stands for.
         dropout: probability inside the residual blocks.
 
     Raises:
         ValueError: for a size that is no power of two from 8 to 256 or that cannot be halved so often; from
-            ``forward``, for images
-            of another shape, or labels given to an unconditional network.
+            ``forward``, for images of another shape, labels out of range, or labels for an unconditional network.
 
     Source: chapter 2; Ho et al. (2020), appendix B; Ronneberger et al. (2015).
     """
