@@ -1,7 +1,7 @@
 """Draw the picture of the home page, book/_static/cover.png: python book/cover.py
 
-Above, one digit on its way through the forward process (linear schedule, T = 1000). Below, the reverse process from pure
-noise, with the exact denoiser of the digits data set, so that nothing has to be trained. Seed 3.
+Above, one digit on its way through the forward process (linear schedule, T = 1000). Below, the reverse process from
+pure noise, with the exact denoiser of the digits data set, so that nothing has to be trained. Seed 3.
 """
 
 from pathlib import Path

@@ -302,5 +302,7 @@ def folder(path: str | Path, size: int, channels: int = 3) -> Images:
     try:
         x, y = zip(*datasets.ImageFolder(str(path), prepare), strict=True)
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"path: needs one sub-folder of images a class, got {path} ({error})") from error
+        raise FileNotFoundError(
+            f"path: needs a folder with one sub-folder of images per class, got {path} ({error})"
+        ) from error
     return tensors(torch.stack(x) * 2 - 1, torch.tensor(y))

@@ -113,7 +113,9 @@ def heat(ax: Axes, density: Tensor, x: tuple[float, float], y: tuple[float, floa
     ``y``.
     """
     shade = density / density.max(0, keepdim=True).values
-    ax.imshow(shade.cpu(), origin="lower", aspect="auto", extent=(*x, *y), cmap="Blues", interpolation="nearest")
+    ax.imshow(
+        shade.cpu().numpy(), origin="lower", aspect="auto", extent=(*x, *y), cmap="Blues", interpolation="nearest"
+    )
 
 
 def spread(ax: Axes, x: Sequence[float], runs: Tensor, label: str, colour: str | None = None) -> None:

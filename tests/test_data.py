@@ -444,3 +444,19 @@ def test_images_of_other_shapes_and_ranges_are_refused(x, complaint):
 def test_classes_must_be_one_for_each_image(y):
     with pytest.raises(ValueError, match="y: needs one class for each of the 3 images"):
         data.tensors(torch.zeros(3, 1, 4, 4), y)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("keep", [0, 3, 30])
+def test_a_damaged_mnist_file_is_named(tmp_path, compress, keep):
+    write_mnist(tmp_path, compress=compress)
+    (path,) = (tmp_path / "MNIST" / "raw").glob("train-images*")
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match="not a whole IDX file of bytes") as error:
+        data.images("mnist", root=tmp_path)
+    assert str(path) in str(error.value)
+
+
+def test_a_mixture_moves_to_another_dtype():
+    mixture = data.bumps().to(torch.float32)
+    assert mixture.sample(3, torch.Generator().manual_seed(0)).dtype == torch.float32

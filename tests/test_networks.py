@@ -215,3 +215,23 @@ def test_images_of_another_shape_are_refused(shape):
 def test_labels_for_a_network_without_classes_are_refused():
     with pytest.raises(ValueError, match="y: .*without classes"):
         small_unet()(torch.zeros(1, 1, 8, 8), torch.tensor([1]), torch.tensor([0]))
+
+
+def test_labels_must_be_classes_of_the_network():
+    unet, x, t = UNet(8, width=8, blocks=1, classes=3), torch.zeros(1, 1, 8, 8), torch.ones(1, dtype=torch.int64)
+    unet(x, t, torch.tensor([3]))  # one past the last: no label
+    for y in -1, 4:
+        with pytest.raises(ValueError, match=r"y: labels must lie in 0..3 \(the last is none\), got"):
+            unet(x, t, torch.tensor([y]))
+    with pytest.raises(ValueError, match="classes: must be at least 1, or None for no labels, got 0"):
+        UNet(8, classes=0)
+
+
+def test_a_network_in_float64_answers_in_float64():
+    x, t = torch.zeros(2, 3, dtype=torch.float64), torch.ones(2, dtype=torch.int64)
+    assert MLP(3).double()(x, t).dtype == torch.float64
+
+
+def test_mlp_refuses_points_of_another_dimension():
+    with pytest.raises(ValueError, match=r"x_t: this network takes \(B, 3\), got \(2, 2\)"):
+        MLP(3)(torch.zeros(2, 2), torch.ones(2, dtype=torch.int64))

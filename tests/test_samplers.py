@@ -208,4 +208,4 @@ def test_the_ideal_denoiser_and_many_steps_give_back_the_data(make, variance):
 
 @every_variance
 def test_the_ideal_denoiser_and_four_steps_do_not(variance):
-    assert p_value_of_samples(few_step(4), variance) == 1 / 200
+    assert p_value_of_samples(few_step(4), variance) == 1 / 1000
