@@ -24,7 +24,7 @@ book: $(READY)
 
 # Run every chapter again and store the new outputs.
 notebooks: $(READY)
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --coalesce-streams \
 	    --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 clean:
