@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import GaussianMixture
+from .runtime import autocast
 from .schedules import Schedule
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -140,19 +141,26 @@ def convert(value: Tensor, x_t: Tensor, t: int | Tensor, schedule: Schedule, sou
 
 
 def denoiser(
-    network: nn.Module, schedule: Schedule, kind: Kind = "eps", clip: bool = False, **condition: Tensor
+    network: nn.Module,
+    schedule: Schedule,
+    kind: Kind = "eps",
+    clip: bool = False,
+    bf16: bool = False,
+    **condition: Tensor,
 ) -> Denoiser:
     """A network that predicts ``kind``, wrapped as a function (x_t, t) -> estimate of x_0.
 
-    ``clip`` keeps the estimate in [-1, 1], where images live (Ho et al. (2020) sample so). ``condition`` (labels,
-    say) is passed on to the network. The network is put in evaluation mode and no gradient is kept. Source: chapter
-    2.
+    ``clip`` keeps the estimate in [-1, 1], where images live (Ho et al. (2020) sample so). ``bf16`` multiplies in
+    bfloat16 where the hardware can. ``condition`` (labels, say) is passed on to the network. The network is put in
+    evaluation mode and no gradient is kept. Source: chapter 2.
     """
     network.eval()
 
     @torch.no_grad()
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        x_0 = convert(network(x_t, t, **condition), x_t, t, schedule, kind, "x_0")
+        with autocast(x_t.device, bf16):
+            value = network(x_t, t, **condition).to(x_t.dtype)
+        x_0 = convert(value, x_t, t, schedule, kind, "x_0")
         return x_0.clamp(-1, 1) if clip else x_0
 
     return denoise

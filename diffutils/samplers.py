@@ -58,3 +58,33 @@ def ddpm(denoise: Denoiser, schedule: Schedule, variance: Literal["beta", "beta_
         return mean + sigma2.sqrt() * torch.randn(x_t.shape, generator=generator, dtype=x_t.dtype, device=x_t.device)
 
     return kernel
+
+
+def ddim(denoise: Denoiser, schedule: Schedule, eta: float = 0.0) -> Kernel:
+    r"""The step of denoising diffusion implicit models: towards x_0, along the noise already there, with as much new
+    noise as ``eta`` says.
+
+    .. math::
+        x_s = \sqrt{\bar\alpha_s}\, \hat x_0 + \sqrt{1 - \bar\alpha_s - \sigma^2}\, \hat\epsilon + \sigma z, \qquad
+        \sigma^2 = \eta^2\, \frac{1 - \bar\alpha_s}{1 - \bar\alpha_t} \Bigl(1 - \frac{\bar\alpha_t}{\bar\alpha_s}\Bigr),
+
+    with :math:`\hat\epsilon = (x_t - \sqrt{\bar\alpha_t}\, \hat x_0) / \sqrt{1 - \bar\alpha_t}`. ``eta = 0`` draws
+    nothing; ``eta = 1`` is :func:`ddpm` with ``beta_tilde``. Raises ``ValueError`` unless ``0 <= eta <= 1``.
+    Source: Song et al. (2021, DDIM), equations 12 and 16.
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta: must lie in [0, 1], got {eta}")
+
+    def kernel(x_t: Tensor, t: int, s: int, generator: Generator | None) -> Tensor:
+        x_0 = denoise(x_t, torch.full((len(x_t),), t, device=x_t.device))
+        alpha_bar_t, alpha_bar_s = schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item()
+        sigma2 = eta**2 * (1 - alpha_bar_s) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s)
+        eps = (x_t - alpha_bar_t**0.5 * x_0) / (1 - alpha_bar_t) ** 0.5
+        # x_s = sqrt(alpha_bar_s) x_0 + sqrt(1 - alpha_bar_s - sigma^2) eps + sigma z
+        x_s = alpha_bar_s**0.5 * x_0 + max(1 - alpha_bar_s - sigma2, 0.0) ** 0.5 * eps
+        if sigma2 == 0:
+            return x_s
+        z = torch.randn(x_t.shape, generator=generator, dtype=x_t.dtype, device=x_t.device)
+        return x_s + sigma2**0.5 * z
+
+    return kernel

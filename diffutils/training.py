@@ -1,49 +1,155 @@
-"""How it is learned: batches, one gradient step, and the loop round it."""
+"""How it is learned: batches, one gradient step, and the loop round it, on a laptop or on many GPUs."""
 
+import contextlib
+import itertools
 import math
+import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.distributed.checkpoint import state_dict as whole
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm.auto import tqdm
+
+from . import optimisers
+from .checkpoints import Checkpoints
+from .runtime import autocast, place
 
 Update = Callable[[tuple[Tensor, ...]], dict[str, Tensor]]
 """batch -> named losses, having changed whatever it trains."""
 
 
 class Step(NamedTuple):
-    """What :func:`fit` yields after each update."""
+    """What :func:`fit` yields."""
 
     index: int
-    """1, 2, ..., steps."""
+    """How many updates there have been."""
     losses: dict[str, float]
+    """Each loss, averaged over the updates since the last yield."""
     seconds: float
-    """Since the first batch was asked for."""
+    """Time spent training so far, before an interruption included."""
 
 
-def batches(*tensors: Tensor, size: int, generator: Generator | None = None) -> Iterator[tuple[Tensor, ...]]:
+class Budget:
+    """How long to train: a number of steps, or of seconds.
+
+    With seconds, the learning rate falls with the time, and where a run ends depends on the machine; only a number of
+    steps can be repeated exactly. Raises ``ValueError`` unless exactly one of the two is given and is positive.
+    """
+
+    def __init__(self, steps: int | None = None, seconds: float | None = None):
+        if (steps is None) == (seconds is None):
+            raise ValueError(f"steps, seconds: give exactly one of them, got {steps} and {seconds}")
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps: must be at least 1, got {steps}")
+        if seconds is not None and seconds <= 0:
+            raise ValueError(f"seconds: must be positive, got {seconds}")
+        self.steps, self.seconds = steps, seconds
+        self._before, self._started = 0.0, None
+
+    def spent(self) -> float:
+        """Seconds since this was first asked, and those of the runs that this one goes on from."""
+        if self._started is None:
+            self._started = time.perf_counter()
+        return self._before + time.perf_counter() - self._started
+
+    def fraction(self, index: int) -> float:
+        """The share of the budget that is used up after ``index`` steps."""
+        return index / self.steps if self.steps else self.spent() / self.seconds
+
+    def state_dict(self) -> dict[str, float]:
+        """The seconds spent."""
+        return {"spent": self.spent()}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on from the seconds spent."""
+        self._before, self._started = state["spent"], None
+
+
+class Batches(Iterator[tuple[Tensor, ...]]):
     """Endless batches of ``size`` rows of each tensor, every row once an epoch in a new random order.
 
-    A last, smaller batch of an epoch is left out (its rows come up in other epochs). Raises ``ValueError`` if the
-    tensors differ in length or hold fewer than ``size`` rows.
+    A last, smaller batch of an epoch is left out (its rows come up in other epochs). The tensors stay on the device
+    they are on. When several processes train together, ``size`` is the number of rows of all of them, and each gets
+    its own part. Raises ``ValueError`` if the tensors differ in length, hold fewer than ``size`` rows, or ``size``
+    rows cannot be divided among the processes.
     """
-    n = len(tensors[0])
-    if any(len(tensor) != n for tensor in tensors):
-        raise ValueError(f"tensors: must have equal length, got {[len(tensor) for tensor in tensors]}")
-    if not 1 <= size <= n:
-        raise ValueError(f"size: must lie in 1..{n}, the number of rows, got {size}")
-    return _epochs(tensors, n, size, generator)
+
+    def __init__(self, *tensors: Tensor, size: int, generator: Generator | None = None):
+        n, (rank, world) = len(tensors[0]), place()
+        if any(len(tensor) != n for tensor in tensors):
+            raise ValueError(f"tensors: must have equal length, got {[len(tensor) for tensor in tensors]}")
+        if not 1 <= size <= n:
+            raise ValueError(f"size: must lie in 1..{n}, the number of rows, got {size}")
+        if size % world:
+            raise ValueError(f"size: must be a multiple of the number of processes, {world}, got {size}")
+        self.tensors, self.size, self.generator = tensors, size, generator
+        self._mine = slice(rank * size // world, (rank + 1) * size // world)
+        self._order, self._position = torch.empty(0, dtype=torch.int64), 0
+
+    def __next__(self) -> tuple[Tensor, ...]:
+        n, generator = len(self.tensors[0]), self.generator
+        if self._position + self.size > len(self._order):
+            where = generator.device if generator else None
+            self._order, self._position = torch.randperm(n, generator=generator, device=where), 0
+        rows = self._order[self._position : self._position + self.size][self._mine]
+        self._position += self.size
+        return tuple(tensor[rows.to(tensor.device)] for tensor in self.tensors)
+
+    def state_dict(self) -> dict[str, Any]:
+        """This epoch's order, the place in it, and the generator of the next one's."""
+        generator = None if self.generator is None else self.generator.get_state()
+        return {"order": self._order.int(), "position": self._position, "generator": generator}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a place in an epoch."""
+        where = self.generator.device if self.generator else None
+        self._order, self._position = state["order"].long().to(where), state["position"]
+        if self.generator is not None:
+            self.generator.set_state(state["generator"])
 
 
-def _epochs(
-    tensors: tuple[Tensor, ...], n: int, size: int, generator: Generator | None
-) -> Iterator[tuple[Tensor, ...]]:
-    while True:
-        order = torch.randperm(n, generator=generator, device=generator.device if generator else None)
-        for rows in order[: n - n % size].split(size):
-            yield tuple(tensor[rows.to(tensor.device)] for tensor in tensors)
+class Randomness:
+    """The random states of a run, so that they can be saved: the generators given, and torch's own (for dropout).
+
+    With several processes, those of all of them: every process must ask for the state, and gets its own back.
+    """
+
+    def __init__(self, *generators: Generator):
+        self.generators = generators
+
+    def state_dict(self) -> dict[str, Any]:
+        """For each process, the states of its generators and of torch's own."""
+        mine = [generator.get_state() for generator in self.generators] + [torch.get_rng_state()]
+        if torch.cuda.is_available():
+            mine.append(torch.cuda.get_rng_state())
+        everyone: list[Any] = [mine]
+        if (world := place()[1]) > 1:
+            everyone = [None] * world
+            torch.distributed.all_gather_object(everyone, mine)
+        return {"processes": everyone}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put the states back. Raises ``ValueError`` if they are those of another number of processes."""
+        rank, world = place()
+        if len(state["processes"]) != world:
+            raise ValueError(
+                f"this checkpoint was written by {len(state['processes'])} processes, and there are {world} now; "
+                f"start as many again"
+            )
+        mine = state["processes"][rank]
+        for generator, saved in zip(self.generators, mine, strict=False):
+            generator.set_state(saved)
+        torch.set_rng_state(mine[len(self.generators)])
+        if torch.cuda.is_available() and len(mine) > len(self.generators) + 1:
+            torch.cuda.set_rng_state(mine[-1])
 
 
 def average(network: nn.Module, decay: float = 0.999) -> AveragedModel:
@@ -57,61 +163,224 @@ def average(network: nn.Module, decay: float = 0.999) -> AveragedModel:
     return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
-def descend(
-    network: nn.Module,
-    loss: Callable[..., Tensor],
-    steps: int,
-    lr: float = 1e-3,
-    ema: AveragedModel | None = None,
-    clip: float = 1.0,
-    warmup: int = 50,
-) -> Update:
-    r"""The usual update: the gradient of ``loss(*batch)``, clipped to norm ``clip``, an Adam step, a step of the
-    average.
+class Descent:
+    r"""The usual update: the gradient of ``loss(*batch)``, clipped to norm ``clip``, a step of the optimiser, a step
+    of the average.
 
-    The learning rate rises linearly for ``warmup`` steps, then falls as a half cosine to zero at ``steps``. Raises
-    ``ValueError`` if ``steps < 1``. Source: chapter 2; Kingma & Ba (2015).
+    The learning rate rises linearly for ``warmup`` steps, then falls as a half cosine to zero at the end of the
+    budget ``steps`` (a number, or a :class:`Budget`).
+
+    Args:
+        network: what is trained; wrapped in ``DistributedDataParallel`` when several processes train it.
+        loss: the rows of a batch to a scalar, the mean over them.
+        ema: an :func:`average` of the network, if there is to be one.
+        optimiser: ``adam``, or ``muon`` (:func:`diffutils.optimisers.muon`) for the same loss in fewer steps.
+        micro: go through a batch in so many equal parts, one after the other, adding up their gradients: less memory,
+            the same step. The loss is called once a part.
+        bf16: multiply in bfloat16 where the hardware can (weights, gradients and the optimiser stay float32).
+
+    Calling it returns the loss before the step and the norm of its gradient before clipping. Raises ``ValueError``
+    if ``steps < 1`` or ``micro < 1``, and when called if a batch cannot be divided in ``micro`` equal parts.
+    Source: chapter 2.
     """
-    if steps < 1:
-        raise ValueError(f"steps: must be at least 1, got {steps}")
-    optimiser = torch.optim.Adam(network.parameters(), lr, fused=True)
-    rate = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda i: min((i + 1) / max(warmup, 1), 0.5 + 0.5 * math.cos(math.pi * min(i / steps, 1)))
-    )
 
-    def update(batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        network.train()
-        value = loss(*batch)
-        optimiser.zero_grad(set_to_none=True)
-        value.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), clip)
-        optimiser.step()
-        rate.step()
-        if ema is not None:
-            ema.update_parameters(network)
-        return {"loss": value.detach()}
+    def __init__(
+        self,
+        network: nn.Module,
+        loss: Callable[..., Tensor],
+        steps: int | Budget,
+        lr: float = 1e-3,
+        ema: AveragedModel | None = None,
+        clip: float = 1.0,
+        warmup: int = 50,
+        optimiser: str = "adam",
+        micro: int = 1,
+        bf16: bool = False,
+    ):
+        if micro < 1:
+            raise ValueError(f"micro: must be at least 1, got {micro}")
+        self.network, self.loss, self.ema, self.clip, self.micro, self.bf16 = network, loss, ema, clip, micro, bf16
+        self.budget = steps if isinstance(steps, Budget) else Budget(steps)
+        self.lr, self.warmup, self.index = lr, max(warmup, 1), 0
+        self.optimisers = optimisers.make(optimiser, network)
 
-    return update
+    def __call__(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        self.network.train()
+        rate = min((self.index + 1) / self.warmup, 0.5 + 0.5 * math.cos(math.pi * min(self._fraction(), 1)))
+        self.network.zero_grad(set_to_none=True)
+        loss = self._gradients(batch)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = self.lr * rate
+            optimiser.step()
+        self.index += 1
+        if self.ema is not None:
+            self.ema.update_parameters(plain(self.network))
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return {"loss": loss, "gradient": norm.detach()}
+
+    def _fraction(self) -> float:
+        return self.budget.fraction(self.index)
+
+    def _gradients(self, batch: tuple[Tensor, ...]) -> Tensor:
+        """Leave the gradient of the mean loss in the parameters, and return that loss."""
+        parts = list(zip(*(split(tensor, self.micro) for tensor in batch), strict=True)) if batch else [()]
+        where = next(self.network.parameters()).device
+        total = torch.zeros((), device=where)
+        for i, part in enumerate(parts):
+            last = i == len(parts) - 1
+            wait = not last and isinstance(self.network, DistributedDataParallel)  # gradients travel once a step
+            with self.network.no_sync() if wait else contextlib.nullcontext():
+                with autocast(where, self.bf16):
+                    value = self.loss(*part) / len(parts)
+                value.backward()
+            total = total + value.detach()
+        return total
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on, but for the batches and the noise.
+
+        However the network is spread over processes, the first of them gets its tensors whole, the others nothing.
+        """
+        network, optimiser = whole.get_state_dict(self.network, self.optimisers, options=_WHOLE)
+        ema = None if self.ema is None else whole.get_model_state_dict(self.ema, options=_WHOLE)
+        return {"network": network, "ema": ema, "optimiser": optimiser, "index": self.index}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        network, optimiser = state["network"], state["optimiser"]
+        whole.set_state_dict(
+            self.network, self.optimisers, model_state_dict=network, optim_state_dict=optimiser, options=_WHOLE
+        )
+        if self.ema is not None:
+            whole.set_model_state_dict(self.ema, state["ema"], options=_WHOLE)
+        self.index = state["index"]
 
 
-def fit(update: Update, batches: Iterable[tuple[Tensor, ...]], steps: int) -> Iterator[Step]:
-    """Call ``update`` on ``steps`` batches, yielding after each. A notebook plots from the loop; no callbacks are
+_WHOLE = whole.StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def plain(network: nn.Module) -> nn.Module:
+    """The network itself, out of the wrapping that several processes need."""
+    return network.module if isinstance(network, DistributedDataParallel) else network
+
+
+def split(tensor: Tensor, parts: int) -> Sequence[Tensor]:
+    """``tensor`` in equal parts along its first dimension. Raises ``ValueError`` if that cannot be done."""
+    if len(tensor) % parts:
+        raise ValueError(f"micro: a batch of {len(tensor)} rows cannot be divided in {parts} equal parts")
+    return tensor.split(len(tensor) // parts)
+
+
+def fit(
+    update: Update,
+    batches: Iterable[tuple[Tensor, ...]],
+    steps: int | Budget,
+    every: int = 1,
+    checkpoints: Checkpoints | None = None,
+    progress: bool | None = None,
+) -> Iterator[Step]:
+    """Call ``update`` on batch after batch, yielding now and then. A notebook plots from the loop; no callbacks are
     needed.
 
+    Args:
+        update: one training step; a GAN's trains two networks.
+        batches: may be endless.
+        steps: how many, or a :class:`Budget`.
+        every: yield after so many updates. Losses are read only then, and a GPU need not wait for them in between.
+        checkpoints: go on from the last one, if there is one, and save more. While they are given, Ctrl-C and SIGTERM
+            let the update end and save a last one before they stop the run.
+        progress: show a bar with the time left; by default only in a terminal, and not where ``CI`` is set.
+
     Raises:
-        ValueError: if ``steps < 1``, or the batches run out before.
-        FloatingPointError: at the first loss that is not finite, naming the step and the loss.
+        ValueError: if ``steps < 1`` or ``every < 1``, or the batches run out before.
+        FloatingPointError: at the first loss that is not finite, naming the step and the loss; the last checkpoint is
+            from before it.
+        KeyboardInterrupt, SystemExit: after Ctrl-C and after SIGTERM.
     """
-    if steps < 1:
-        raise ValueError(f"steps: must be at least 1, got {steps}")
-    start, index = time.perf_counter(), 0
-    for index, batch in zip(range(1, steps + 1), batches, strict=False):
-        losses = {name: float(value) for name, value in update(batch).items()}
-        for name, value in losses.items():
-            if not math.isfinite(value):
+    budget = steps if isinstance(steps, Budget) else Budget(steps)
+    if every < 1:
+        raise ValueError(f"every: must be at least 1, got {every}")
+    index = checkpoints.restore() if checkpoints else 0
+    saved = budget.spent()
+    with _stop_later(checkpoints is not None) as stops, _bar(progress, budget, index) as bar:
+        walk = iter(batches)
+        while budget.fraction(index) < 1:
+            recent: list[dict[str, Tensor]] = []
+            for batch in itertools.islice(walk, every):
+                recent.append(update(batch))
+                if budget.fraction(index + len(recent)) >= 1 or stops:
+                    break
+            if not recent:
+                raise ValueError(f"batches: ran out after {index} of {budget.steps or 'endless'} steps")
+            losses = _mean(recent, index)
+            index += len(recent)
+            bar.update(len(recent) if budget.steps else budget.spent() - bar.n)
+            stop = _any_process(stops)
+            if checkpoints and (stop or budget.fraction(index) >= 1 or _due(budget.spent() - saved, checkpoints)):
+                checkpoints.save(index)
+                saved = budget.spent()
+            if stop:
+                raise stop
+            yield Step(index, losses, budget.spent())
+
+
+def _mean(recent: list[dict[str, Tensor]], index: int) -> dict[str, float]:
+    """Each loss averaged over the updates after step ``index``; the first that is not finite stops the run."""
+    values = {name: torch.stack([losses[name].detach() for losses in recent]).tolist() for name in recent[0]}
+    for i in range(len(recent)):
+        for name in values:
+            if not math.isfinite(values[name][i]):
                 raise FloatingPointError(
-                    f"step {index}: {name} is {value}: lower the learning rate, or look at the batch"
+                    f"step {index + i + 1}: {name} is {values[name][i]}: lower the learning rate, or look at the batch"
                 )
-        yield Step(index, losses, time.perf_counter() - start)
-    if index < steps:
-        raise ValueError(f"batches: ran out after {index} of {steps} steps")
+    return {name: sum(of) / len(of) for name, of in values.items()}
+
+
+def _due(seconds: float, checkpoints: Checkpoints) -> bool:
+    """Whether it is time for a checkpoint; the first process's clock counts."""
+    due = [seconds >= checkpoints.every]
+    if place()[1] > 1:
+        torch.distributed.broadcast_object_list(due, src=0)
+    return due[0]
+
+
+def _any_process(stops: list[BaseException]) -> BaseException | None:
+    """The reason to stop, if any process has one: all must then stop after the same step."""
+    everyone: list[Any] = [stops[:1]]
+    if (world := place()[1]) > 1:
+        everyone = [None] * world
+        torch.distributed.all_gather_object(everyone, stops[:1])
+    return next((reason for some in everyone for reason in some), None)
+
+
+@contextlib.contextmanager
+def _stop_later(enabled: bool) -> Iterator[list[BaseException]]:
+    """Collect Ctrl-C and SIGTERM instead of obeying at once. A second one is obeyed."""
+    stops: list[BaseException] = []
+    if not enabled or threading.current_thread() is not threading.main_thread():
+        yield stops
+        return
+    reasons = {signal.SIGINT: KeyboardInterrupt(), signal.SIGTERM: SystemExit(128 + signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in reasons}
+
+    def note(number: int, frame: object) -> None:
+        stops.append(reasons[number])
+        signal.signal(number, before[number])
+
+    for number in reasons:
+        signal.signal(number, note)
+    try:
+        yield stops
+    finally:
+        for number in reasons:
+            signal.signal(number, before[number])
+
+
+def _bar(progress: bool | None, budget: Budget, index: int) -> tqdm:
+    """A bar on standard error, with the time left."""
+    hidden = not progress if progress is not None else True if "CI" in os.environ or place()[0] else None
+    total, done, unit = (budget.steps, index, " steps") if budget.steps else (budget.seconds, budget.spent(), " s")
+    form = "{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f}{unit} [{elapsed}, {remaining} left]"
+    return tqdm(total=total, initial=done, unit=unit, disable=hidden, smoothing=0.05, bar_format=form)

@@ -12,7 +12,7 @@ from diffutils.networks.mlp import MLP
 from diffutils.objectives import simple_loss
 from diffutils.process import convert
 from diffutils.schedules import few_step
-from diffutils.training import average, batches, descend, fit
+from diffutils.training import Batches, Descent, average, fit
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -29,7 +29,7 @@ class Weight(nn.Module):
 
 def test_every_row_comes_once_an_epoch_in_a_new_order_with_its_label():
     x = torch.arange(12)
-    stream = batches(x, x * 10, size=4, generator=seeded())
+    stream = Batches(x, x * 10, size=4, generator=seeded())
     epochs = []
     for _ in range(3):
         rows = list(islice(stream, 3))
@@ -40,14 +40,14 @@ def test_every_row_comes_once_an_epoch_in_a_new_order_with_its_label():
 
 
 def test_the_rest_of_an_epoch_is_left_out_and_comes_up_in_others():
-    stream = batches(torch.arange(10), size=4, generator=seeded())
+    stream = Batches(torch.arange(10), size=4, generator=seeded())
     epochs = [torch.cat([a for (a,) in islice(stream, 2)]).tolist() for _ in range(20)]
     assert all(len(set(epoch)) == 8 for epoch in epochs)
     assert set().union(*epochs) == set(range(10))
 
 
 def test_batches_are_those_of_the_generator():
-    first, again, other = (next(batches(torch.arange(50), size=50, generator=seeded(s)))[0] for s in (1, 1, 2))
+    first, again, other = (next(Batches(torch.arange(50), size=50, generator=seeded(s)))[0] for s in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
@@ -57,7 +57,7 @@ def test_batches_are_those_of_the_generator():
 )
 def test_batches_that_cannot_be_filled_are_refused_at_once(tensors, size, name):
     with pytest.raises(ValueError, match=f"{name}: "):
-        batches(*(torch.zeros(n) for n in tensors), size=size)
+        Batches(*(torch.zeros(n) for n in tensors), size=size)
 
 
 def test_fit_yields_after_each_update_and_takes_no_batch_too_many():
@@ -100,7 +100,7 @@ def test_no_steps_are_refused(steps):
     with pytest.raises(ValueError, match=f"steps: must be at least 1, got {steps}"):
         list(fit(lambda batch: {}, [()], steps))
     with pytest.raises(ValueError, match=f"steps: must be at least 1, got {steps}"):
-        descend(Weight(1.0), lambda: None, steps)
+        Descent(Weight(1.0), lambda: None, steps)
 
 
 def test_average_is_the_exponential_moving_average_started_at_the_first_weights():
@@ -123,7 +123,7 @@ def test_a_decay_outside_zero_to_one_is_refused(decay):
 
 def test_the_learning_rate_rises_for_the_warm_up_and_falls_as_a_half_cosine_to_zero():
     network, steps, warmup, lr = Weight(0.0), 40, 10, 0.01
-    update = descend(network, lambda: network.w.sum(), steps, lr, warmup=warmup)
+    update = Descent(network, lambda: network.w.sum(), steps, lr, warmup=warmup)
     w = [0.0]
     for _ in range(steps + 2):
         update(())
@@ -138,7 +138,7 @@ def test_the_learning_rate_rises_for_the_warm_up_and_falls_as_a_half_cosine_to_z
 def test_large_gradients_are_clipped_to_the_given_norm_and_small_ones_are_not():
     network = Weight(0.0, 0.0)
     slope = torch.tensor([3.0, 4.0], dtype=torch.float64)
-    update = descend(network, lambda scale: (scale * slope * network.w).sum(), 10, clip=2.0)
+    update = Descent(network, lambda scale: (scale * slope * network.w).sum(), 10, clip=2.0)
     update((100.0,))
     assert (network.w.grad - torch.tensor([1.2, 1.6])).abs().max() < 1e-5
     update((0.1,))
@@ -148,7 +148,7 @@ def test_large_gradients_are_clipped_to_the_given_norm_and_small_ones_are_not():
 def test_the_average_follows_the_weights_after_each_step():
     network = Weight(1.0)
     ema = average(network, 0.5)
-    update = descend(network, lambda: network.w.square().sum(), 5, lr=0.1, ema=ema, warmup=1)
+    update = Descent(network, lambda: network.w.square().sum(), 5, lr=0.1, ema=ema, warmup=1)
     expected = None
     for _ in range(5):
         update(())
@@ -168,7 +168,7 @@ def test_descend_trains_in_training_mode_and_returns_the_loss_before_the_step():
 
     x = torch.ones(4, 1)
     before = loss(x).item()
-    losses = descend(network, loss, 3)((x,))
+    losses = Descent(network, loss, 3)((x,))
     assert modes == [False, True] and list(losses) == ["loss"] and not losses["loss"].requires_grad
     assert losses["loss"].item() == before
 
@@ -181,8 +181,8 @@ def regress(seed: int) -> tuple[nn.Module, list[float]]:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=seeded(seed)))
-    update = descend(network, lambda x, y: (network(x) - y).square().mean(), 400, lr=0.05)
-    walk = fit(update, batches(x, y, size=64, generator=seeded(seed)), 400)
+    update = Descent(network, lambda x, y: (network(x) - y).square().mean(), 400, lr=0.05)
+    walk = fit(update, Batches(x, y, size=64, generator=seeded(seed)), 400)
     return network, [step.losses["loss"] for step in walk]
 
 
@@ -205,8 +205,8 @@ def test_a_trained_network_comes_close_to_the_ideal_loss_and_not_below_it():
         torch.manual_seed(0)
         network = MLP(1, width=32, depth=2)
     generator = seeded(1)
-    update = descend(network, lambda x: simple_loss(network, x, schedule, generator), 400, lr=5e-3)
-    for _ in fit(update, batches(x_0, size=256, generator=generator), 400):
+    update = Descent(network, lambda x: simple_loss(network, x, schedule, generator), 400, lr=5e-3)
+    for _ in fit(update, Batches(x_0, size=256, generator=generator), 400):
         pass
 
     def ideal(x_t, t):

@@ -74,10 +74,13 @@ class UNet(nn.Module):
         classes: number of labels, or ``None`` for an unconditional network. Label ``classes`` (one past the last) means
             "no label": it is what ``y=None`` stands for.
         dropout: probability inside the residual blocks.
+        patch: work on patches of ``patch x patch`` pixels, each unfolded into channels, and fold them back at the end:
+            1 as in the paper, or 2 or 4 for a network 4 or 16 times cheaper of the same width.
 
     Raises:
-        ValueError: for a size that is no power of two from 8 to 256 or that cannot be halved so often; from
-            ``forward``, for images of another shape, labels out of range, or labels for an unconditional network.
+        ValueError: for a size that is no power of two from 8 to 256 or that cannot be halved so often, or another
+            patch; from ``forward``, for images of another shape, labels out of range, or labels for an unconditional
+            network.
 
     Source: chapter 2; Ho et al. (2020), appendix B; Ronneberger et al. (2015).
     """
@@ -92,6 +95,7 @@ class UNet(nn.Module):
         attention: int = 8,
         classes: int | None = None,
         dropout: float = 0.0,
+        patch: int = 1,
     ):
         super().__init__()
         if size not in (8, 16, 32, 64, 128, 256):
@@ -102,21 +106,24 @@ class UNet(nn.Module):
             raise ValueError(f"channels: must be at least 1, got {channels}")
         if width < 8 or width % 8:
             raise ValueError(f"width: must be a multiple of 8, got {width}")
+        if patch not in (1, 2, 4) or size // patch < 4:
+            raise ValueError(f"patch: must be 1, 2 or 4 and leave at least 4 x 4 patches of {size} pixels, got {patch}")
         if multipliers is None:
             multipliers = (1, 2) if size == 8 else (1, 2, 2) + (4,) * (size.bit_length() - 6)
-        if size >> (len(multipliers) - 1) < 2:
-            raise ValueError(f"multipliers: {tuple(multipliers)} would halve {size} pixels to fewer than 2")
+        grid = size // patch
+        if grid >> (len(multipliers) - 1) < 2:
+            raise ValueError(f"multipliers: {tuple(multipliers)} would halve {grid} pixels to fewer than 2")
         self.size, self.channels, self.classes = size, channels, classes
         E = 4 * width
         self.time = TimeEmbedding(E)
         self.label = None if classes is None else nn.Embedding(classes + 1, E)
-        self.enter = nn.Conv2d(channels, width, 3, padding=1)
+        self.enter = nn.Sequential(nn.PixelUnshuffle(patch), nn.Conv2d(channels * patch**2, width, 3, padding=1))
 
         c, skips = width, [width]
         self.down = nn.ModuleList()
         for level, multiplier in enumerate(multipliers):
             for _ in range(blocks):
-                self.down.append(self._stage(c, width * multiplier, E, dropout, size >> level <= attention))
+                self.down.append(self._stage(c, width * multiplier, E, dropout, grid >> level <= attention))
                 skips.append(c := width * multiplier)
             if level < len(multipliers) - 1:
                 self.down.append(nn.Conv2d(c, c, 3, stride=2, padding=1))
@@ -128,12 +135,13 @@ class UNet(nn.Module):
         self.up = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(multipliers))):
             for _ in range(blocks + 1):
-                self.up.append(self._stage(c + skips.pop(), width * multiplier, E, dropout, size >> level <= attention))
+                self.up.append(self._stage(c + skips.pop(), width * multiplier, E, dropout, grid >> level <= attention))
                 c = width * multiplier
             if level > 0:
                 self.up.append(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(c, c, 3, padding=1)))
 
-        self.leave = nn.Sequential(_norm(c), nn.SiLU(), _zero(nn.Conv2d(c, channels, 3, padding=1)))
+        leave = _zero(nn.Conv2d(c, channels * patch**2, 3, padding=1))
+        self.leave = nn.Sequential(_norm(c), nn.SiLU(), leave, nn.PixelShuffle(patch))
 
     @staticmethod
     def _stage(c_in: int, c_out: int, embedding: int, dropout: float, attend: bool) -> nn.ModuleList:

@@ -1,0 +1,161 @@
+"""The command line: ``python -m diffutils train|sample|evaluate|recipes``, over the functions of the module."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import recipes, runtime, zoo
+
+
+def train(options: argparse.Namespace) -> None:
+    """Follow a recipe; under ``torchrun`` with several processes."""
+    changes = {key: value for key, value in vars(options).items() if key in ("steps", "seed", "batch") and value}
+    recipe = recipes.recipe(options.recipe, **changes)
+    folder = Path(options.out or Path("runs") / options.recipe)
+    together = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if together:
+        on_gpu = torch.cuda.is_available() and options.device != "cpu"
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
+    runtime.fast_float32()
+    log = _tensorboard(folder) if options.tensorboard and runtime.place()[0] == 0 else None
+    every = options.every or (1 if runtime.device(options.device).type == "cpu" else 20)
+    seconds = 60 * options.minutes if options.minutes else None
+    step = None
+    try:
+        for step in recipes.train(
+            recipe,
+            folder,
+            options.device,
+            seconds,
+            options.micro,
+            options.shard,
+            options.compile,
+            options.snapshots,
+            every,
+        ):
+            if log:
+                for name, value in step.losses.items():
+                    log.add_scalar(name, value, step.index)
+    finally:
+        if log:
+            log.close()
+        if together:
+            torch.distributed.destroy_process_group()
+    if step:
+        print(f"{step.index} steps in {step.seconds:.0f} s, loss {step.losses['loss']:.4f}")
+    print(f"weights: {folder / 'weights.safetensors'}")
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("--tensorboard: needs the package tensorboard (pip install tensorboard)") from error
+    return SummaryWriter(str(folder))
+
+
+def sample(options: argparse.Namespace) -> None:
+    """Draw a grid of images into a file."""
+    from torchvision.utils import save_image
+
+    model = zoo.load(options.recipe, options.device)
+    steps = options.steps or (model.schedule.T if options.sampler == "ddpm" else 50)
+    images = zoo.draw(model, options.n, options.sampler, min(steps, model.schedule.T), options.eta, options.seed)
+    save_image((images + 1) / 2, options.out, nrow=max(1, round(options.n**0.5)))
+    print(f"{options.n} images: {options.out}")
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Measure a diffusion model, or calibrate a classifier; print the result, and keep it if asked to."""
+    network, header = zoo.weights(options.recipe)
+    if header["recipe"]["method"] == "classifier":
+        results = zoo.calibrate(options.recipe, options.record or Path(options.recipe).parent)
+        print(json.dumps(results, indent=1))
+        return
+    model = zoo.load(options.recipe, options.device)
+    results = [
+        zoo.evaluate(model, options.n, options.sampler, options.steps, options.eta, options.seed + i)
+        for i in range(options.repeats)
+    ]
+    print(json.dumps(results, indent=1))
+    if options.record:
+        zoo.record(options.recipe, {"evaluations": results}, options.record)
+
+
+def show(options: argparse.Namespace) -> None:
+    """List the recipes, and which have weights."""
+    for name, recipe in recipes.recipes().items():
+        shipped = (recipes.FOLDER / f"{name}.safetensors").exists()
+        print(f"{name:24} {'shipped ' if shipped else '        '} {recipe['about']}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its options."""
+    main = argparse.ArgumentParser("python -m diffutils", description="Train, sample and measure the book's models.")
+    commands = main.add_subparsers(required=True, metavar="command")
+
+    def command(name: str, run: Any, **text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=run.__doc__, description=run.__doc__, **text)
+        made.set_defaults(run=run)
+        return made
+
+    def add(to: argparse.ArgumentParser, *names: str, **settings: Any) -> None:
+        to.add_argument(*names, **settings)
+
+    one = command("train", train)
+    add(one, "recipe", help="its name, as `recipes` lists them")
+    add(one, "--out", help="folder for checkpoints and weights (default: runs/RECIPE); run again to go on from there")
+    add(one, "--minutes", type=float, help="train so long, instead of the recipe's number of steps")
+    add(one, "--steps", type=int, help="train so many steps, instead of the recipe's")
+    add(one, "--batch", type=int, help="rows of a batch, of all processes together")
+    add(one, "--seed", type=int)
+    add(one, "--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    add(one, "--micro", type=int, default=1, help="parts to divide a batch in, for less memory")
+    add(one, "--shard", action="store_true", help="spread the weights over the processes (FSDP)")
+    add(one, "--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: on GPUs)")
+    add(one, "--snapshots", type=int, default=0, help="also keep weights at 1/2, 1/4, ... of the steps")
+    add(one, "--every", type=int, help="read the losses every so many steps (default: 1, on a GPU 20)")
+    add(one, "--tensorboard", action="store_true", help="write the losses for TensorBoard into the folder")
+
+    for name, run in ("sample", sample), ("evaluate", evaluate):
+        one = command(name, run)
+        add(one, "recipe", help="its name, for the shipped weights, or a weights file")
+        add(one, "--sampler", choices=zoo.SAMPLERS, default="ddim")
+        add(one, "--steps", type=int, default=None if name == "sample" else 50)
+        add(one, "--eta", type=float, default=0.0, help="DDIM: 0 draws no noise, 1 is DDPM")
+        add(one, "--n", type=int, default=64 if name == "sample" else 5000)
+        add(one, "--seed", type=int, default=0)
+        add(one, "--device")
+        if name == "sample":
+            add(one, "--out", default="grid.png")
+        else:
+            add(one, "--repeats", type=int, default=1, help="measure with so many seeds")
+            add(one, "--record", help="write the weights with these results in their header to this file (or folder)")
+
+    command("recipes", show)
+    return main
+
+
+def main() -> int:
+    """Run a command; what is the user's to mend is said in one line."""
+    options = parser().parse_args()
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

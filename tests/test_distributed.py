@@ -1,0 +1,107 @@
+"""Two processes train what one process trains, through the commands that a reader types."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from diffutils.checkpoints import read
+
+SCRIPT = """
+import os, sys
+from itertools import cycle
+import torch
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from diffutils.checkpoints import Checkpoints
+from diffutils.networks.unet import UNet
+from diffutils.objectives import simple_loss
+from diffutils.runtime import generator, place, seeded
+from diffutils.schedules import linear
+from diffutils.training import Batches, Descent, Randomness, average, fit
+
+folder, shard, micro, steps = sys.argv[1], sys.argv[2] == "shard", int(sys.argv[3]), int(sys.argv[4])
+torch.set_num_threads(1)
+if "WORLD_SIZE" in os.environ:
+    torch.distributed.init_process_group("gloo")
+rank, world = place()
+with seeded(0):
+    network = UNet(8, width=8, blocks=1, attention=4).double()
+ema = average(network, 0.9)
+if world > 1 and shard:
+    fully_shard(network), fully_shard(ema.module)
+elif world > 1:
+    network = DistributedDataParallel(network)
+noise = [generator(1 + rank * micro + i) for i in range(micro)]
+stream, schedule = cycle(noise), linear(50)
+x = torch.rand(40, 1, 8, 8, generator=generator(9)).double() * 2 - 1
+batches = Batches(x, size=16, generator=generator(8))
+update = Descent(network, lambda x_0: simple_loss(network, x_0, schedule, next(stream)), 8, 1e-2, ema, micro=micro)
+saved = Checkpoints(folder, {}, every=1e9, update=update, batches=batches, randomness=Randomness(*noise))
+for step in fit(update, batches, steps, checkpoints=saved):
+    pass
+if rank == 0:
+    print("norm", step.losses["gradient"])
+if world > 1:
+    torch.distributed.destroy_process_group()
+"""
+
+
+def launch(processes: int, *arguments: object) -> str:
+    """Run a script or a module in so many processes, each of one thread."""
+    python = [sys.executable]
+    if processes > 1:
+        python += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
+    settings = os.environ | {"OMP_NUM_THREADS": "1", "CI": "true"}
+    result = subprocess.run([*python, *map(str, arguments)], capture_output=True, text=True, env=settings, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def states(folder) -> dict[str, torch.Tensor]:
+    tensors, _ = read(sorted(folder.glob("step-*.safetensors"))[-1])
+    return {name: value for name, value in tensors.items() if value.is_floating_point()}
+
+
+@pytest.mark.parametrize("how", ["replicate", "shard"])
+def test_two_processes_train_the_weights_of_one_with_the_same_batch(tmp_path, how):
+    """Float64, so that only the order of sums differs: networks, averages and Adam's state, by largest difference.
+
+    The second half is trained after a restart, from the checkpoint.
+    """
+    (tmp_path / "script.py").write_text(SCRIPT)
+    for steps in 4, 8:
+        one = launch(1, tmp_path / "script.py", tmp_path / "one", "-", 4, steps)
+        two = launch(2, tmp_path / "script.py", tmp_path / "two", how, 2, steps)
+    expected, found = states(tmp_path / "one"), states(tmp_path / "two")
+    assert found.keys() == expected.keys() and len(found) > 300
+    for name, value in expected.items():
+        assert (found[name] - value).abs().max() < 1e-9, name
+    assert abs(float(one.split()[-1]) - float(two.split()[-1])) < 1e-9
+    network = {name: value for name, value in found.items() if name.startswith("/update/network/")}
+    moved = max(
+        (value - found[name.replace("network/", "ema/module.", 1)]).abs().max() for name, value in network.items()
+    )
+    assert moved > 1e-3
+
+
+@pytest.mark.parametrize("options", [[], ["--shard"]], ids=["replicate", "shard"])
+def test_the_command_line_trains_the_same_on_two_processes(tmp_path, options):
+    command = ["-m", "diffutils", "train", "digits-ddpm-canonical", "--steps", "4", "--batch", "32", "--device", "cpu"]
+    launch(1, *command, "--micro", "2", "--out", tmp_path / "one")
+    out = launch(2, *command, "--out", tmp_path / "two", *options)
+    assert out.count("4 steps in") == 1
+    expected, found = (read(tmp_path / name / "weights.safetensors") for name in ("one", "two"))
+    assert (expected[1]["trained"]["processes"], found[1]["trained"]["processes"]) == (1, 2)
+    assert found[1]["recipe"] == expected[1]["recipe"] and found[0].keys() == expected[0].keys()
+    for name, value in expected[0].items():  # float16 weights after steps in bfloat16: alike, not equal
+        assert (found[0][name].float() - value.float()).abs().max() < 2e-3, name
+
+
+def test_a_checkpoint_of_two_processes_is_refused_by_one(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    launch(2, tmp_path / "script.py", tmp_path / "run", "replicate", 1, 2)
+    with pytest.raises(AssertionError, match="written by 2 processes, and there are 1 now"):
+        launch(1, tmp_path / "script.py", tmp_path / "run", "-", 1, 4)
