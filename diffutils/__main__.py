@@ -1,4 +1,4 @@
-"""The command line: ``python -m diffutils train|sample|evaluate|recipes``, over the functions of the module."""
+"""The command line: ``python -m diffutils train|sample|evaluate|bench|recipes``, over the functions of the module."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import recipes, runtime, zoo
+from . import bench, recipes, runtime, zoo
 
 
 def train(options: argparse.Namespace) -> None:
@@ -89,6 +89,16 @@ def evaluate(options: argparse.Namespace) -> None:
         zoo.record(options.recipe, {"evaluations": results}, options.record)
 
 
+def benchmark(options: argparse.Namespace) -> None:
+    """Measure speed and memory in pairs, here and against other libraries where they are installed."""
+    results = {}
+    for name, result in bench.measure(options.rounds, options.device):
+        results[name] = result
+        print(json.dumps({name: result}), flush=True)
+    if options.out:
+        Path(options.out).write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+
+
 def show(options: argparse.Namespace) -> None:
     """List the recipes, and which have weights."""
     for name, recipe in recipes.recipes().items():
@@ -138,6 +148,11 @@ def parser() -> argparse.ArgumentParser:
         else:
             add(one, "--repeats", type=int, default=1, help="measure with so many seeds")
             add(one, "--record", help="write the weights with these results in their header to this file (or folder)")
+
+    one = command("bench", benchmark)
+    add(one, "--rounds", type=int, default=15)
+    add(one, "--device")
+    add(one, "--out", help="write the results to this file as JSON")
 
     command("recipes", show)
     return main

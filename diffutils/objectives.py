@@ -17,7 +17,6 @@ def simple_loss(
     schedule: Schedule,
     generator: Generator | None = None,
     kind: Kind = "eps",
-    times: Tensor | None = None,
     **condition: Tensor,
 ) -> Tensor:
     r"""The mean squared error of a prediction at a random step, every step of 1..T being equally likely.
@@ -25,38 +24,14 @@ def simple_loss(
     .. math:: L_{\text{simple}} = E_{t, x_0, \epsilon} \bigl\|\epsilon - \epsilon_\theta(\sqrt{\bar\alpha_t} x_0 +
         \sqrt{1 - \bar\alpha_t} \epsilon,\, t)\bigr\|^2 / D
 
-    (and the same for the other kinds). ``times`` ``(T + 1,)`` gives the steps other chances, and so the errors other
-    weights: see :func:`lognormal_times`. ``x_0`` is ``(B, *D)``, ``network(x_t, t, **condition)`` answers with the same
+    (and the same for the other kinds). ``x_0`` is ``(B, *D)``, ``network(x_t, t, **condition)`` answers with the same
     shape; the result is a scalar. Source: chapter 2; Ho et al. (2020), equation 14 and algorithm 1.
     """
-    if times is None:
-        t = torch.randint(1, schedule.T + 1, (len(x_0),), generator=generator, device=x_0.device)
-    else:
-        t = torch.multinomial(times.to(x_0.device), len(x_0), replacement=True, generator=generator)
+    t = torch.randint(1, schedule.T + 1, (len(x_0),), generator=generator, device=x_0.device)
     eps = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype, device=x_0.device)
     x_t = q_sample(x_0, t, eps, schedule)
     target = eps if kind == "eps" else convert(x_0, x_t, t, schedule, "x_0", kind)
     return F.mse_loss(network(x_t, t, **condition).to(target.dtype), target)
-
-
-def lognormal_times(schedule: Schedule, mean: float = -0.7, std: float = 1.3, uniform: float = 0.1) -> Tensor:
-    r"""Chances of the steps 0..T, ``(T + 1,)``, that visit the noise levels where there is most to learn most often.
-
-    .. math:: p(t) \propto \mathcal N(\ln \sigma_t;\, \text{mean}, \text{std}^2)\; \Delta \ln \sigma_t, \qquad
-        \sigma_t = \sqrt{(1 - \bar\alpha_t) / \bar\alpha_t},
-
-    with a share ``uniform`` of equal chances, so that no step is left out. Step 0 has none. Raises ``ValueError``
-    unless ``std > 0`` and ``0 <= uniform <= 1``. Source: Karras et al. (2022), table 1, there with mean -1.2 and
-    std 1.2.
-    """
-    if std <= 0 or not 0 <= uniform <= 1:
-        raise ValueError(f"std, uniform: need std > 0 and 0 <= uniform <= 1, got {std} and {uniform}")
-    log_sigma = -0.5 * schedule.snr[1:].log()
-    (spacing,) = torch.gradient(log_sigma)
-    # N(ln sigma_t; mean, std^2) times the stretch of ln sigma that step t stands for
-    p = torch.exp(-((log_sigma - mean) ** 2) / (2 * std**2)) * spacing
-    p = (1 - uniform) * p / p.sum() + uniform / schedule.T
-    return torch.cat([p.new_zeros(1), p])
 
 
 def gaussian_kl(mean_q: Tensor, var_q: Tensor, mean_p: Tensor, var_p: Tensor) -> Tensor:

@@ -73,8 +73,7 @@ def objective(recipe: Recipe, network: nn.Module, noise: Iterator[torch.Generato
     if recipe["method"] == "classifier":
         return lambda x, y: objectives.classification_loss(network, x, y, next(noise), recipe["shift"])
     chain = schedule(recipe)
-    times = objectives.lognormal_times(chain) if recipe["times"] == "lognormal" else None
-    return lambda x_0, y: objectives.simple_loss(network, x_0, chain, next(noise), recipe["predicts"], times)
+    return lambda x_0, y: objectives.simple_loss(network, x_0, chain, next(noise), recipe["predicts"])
 
 
 def train(
@@ -169,7 +168,7 @@ def _write_weights(path: Path, recipe: Recipe, update: training.Descent, step: S
         "steps": step.index,
         "images": step.index * recipe["batch"],
         "seconds": round(step.seconds, 1),
-        "hardware": torch.cuda.get_device_name(where) if where.type == "cuda" else _processor(),
+        "hardware": hardware(where),
         "processes": world,
         "threads": torch.get_num_threads(),
         "versions": {name: metadata.version(name) for name in ("diffutils", "torch")},
@@ -179,8 +178,11 @@ def _write_weights(path: Path, recipe: Recipe, update: training.Descent, step: S
     checkpoints.write(path, half, {"recipe": recipe, "trained": trained, "results": {}})
 
 
-def _processor() -> str:
-    """The CPU, as the system names it."""
+def hardware(device: torch.device) -> str:
+    """What computes: the GPU's name, or the CPU's as the system has it and its cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()} CPU, {os.cpu_count()} cores" if info.exists() else "CPU"
+    lines = info.read_text("utf-8").splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()} CPU, {os.cpu_count()} cores"

@@ -225,7 +225,9 @@ class Descent:
 
     def _gradients(self, batch: tuple[Tensor, ...]) -> Tensor:
         """Leave the gradient of the mean loss in the parameters, and return that loss."""
-        parts = list(zip(*(split(tensor, self.micro) for tensor in batch), strict=True)) if batch else [()]
+        parts = [batch]
+        if self.micro > 1:
+            parts = list(zip(*(split(tensor, self.micro) for tensor in batch), strict=True))
         where = next(self.network.parameters()).device
         total = torch.zeros((), device=where)
         for i, part in enumerate(parts):

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import integrate, stats
+from scipy import integrate, linalg, stats
 
-from diffutils.metrics import bits_per_dim, energy_distance, interval, two_sample_test, wasserstein_1d
+from diffutils.metrics import bits_per_dim, energy_distance, frechet_distance, interval, two_sample_test, wasserstein_1d
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -124,3 +124,37 @@ def test_interval_is_the_mean_and_its_standard_error():
     assert mean == 3 and abs(error - stats.sem([1, 2, 3, 6])) < 1e-6
     with pytest.raises(ValueError, match="values: needs at least 2 measurements, got 1"):
         interval(torch.tensor([1.0]))
+
+
+def test_frechet_distance_of_gaussians_is_the_closed_form():
+    """Samples are whitened and coloured, so that their mean and covariance are exactly the chosen ones."""
+
+    def exact_sample(mean, root, seed):
+        z = randn(50, 3, seed=seed)
+        z = (z - z.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(z.T.cov())).T
+        return mean + z @ root.T
+
+    m, n = torch.tensor([1.0, 0.0, -2.0]).double(), torch.tensor([0.5, 1.0, 0.0]).double()
+    a, b = randn(3, 3, seed=1), randn(3, 3, seed=2)
+    x, y = exact_sample(m, a, 3), exact_sample(n, b, 4)
+    cross = linalg.sqrtm((a @ a.T @ b @ b.T).numpy()).real.trace()
+    exact = (m - n).square().sum() + (a @ a.T).trace() + (b @ b.T).trace() - 2 * cross
+    assert abs(frechet_distance(x, y) - exact) < 1e-9 and abs(frechet_distance(y, x) - exact) < 1e-9
+    assert frechet_distance(x, x) < 1e-9
+    assert abs(frechet_distance(x, x + torch.tensor([3.0, 0, 4.0])) - 25) < 1e-9
+
+
+def test_frechet_distance_of_equal_distributions_falls_with_the_sample():
+    distances = [frechet_distance(randn(n, 8, seed=1), randn(n, 8, seed=2)).item() for n in (100, 1000, 10_000)]
+    assert distances[0] > 5 * distances[1] > 25 * distances[2] > 0
+
+
+def test_frechet_distance_refuses_what_it_cannot_judge():
+    good = randn(20, 4)
+    for bad, complaint in [
+        (randn(4, 4), "y: 4 samples are too few for features of 4"),
+        (randn(20, 5), "x, y: need equal dimensions, got 4 and 5"),
+        (good.masked_fill(good == good.max(), math.nan), "y: has entries that are not finite"),
+    ]:
+        with pytest.raises(ValueError, match=complaint):
+            frechet_distance(good, bad)

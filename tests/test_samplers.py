@@ -7,7 +7,7 @@ import torch
 from diffutils.data import bumps
 from diffutils.metrics import two_sample_test
 from diffutils.process import convert, ideal_denoiser, q_posterior, q_sample
-from diffutils.samplers import ddpm, reverse, sample
+from diffutils.samplers import ddim, ddpm, reverse, sample
 from diffutils.schedules import cosine, few_step, linear, subsequence
 
 SCHEDULES = {
@@ -209,3 +209,64 @@ def test_the_ideal_denoiser_and_many_steps_give_back_the_data(make, variance):
 @every_variance
 def test_the_ideal_denoiser_and_four_steps_do_not(variance):
     assert p_value_of_samples(few_step(4), variance) == 1 / 1000
+
+
+def their_ddim(schedule, steps: list[int]):
+    """The library's DDIM scheduler with our betas in float64, made to visit our steps."""
+    diffusers = pytest.importorskip("diffusers")
+    betas = schedule.beta[1:].numpy()
+    scheduler = diffusers.DDIMScheduler(len(betas), trained_betas=betas, clip_sample=False, set_alpha_to_one=True)
+    scheduler.alphas_cumprod = torch.from_numpy(np.cumprod(1 - betas))
+    scheduler.final_alpha_cumprod = torch.tensor(1.0, dtype=torch.float64)
+    scheduler.timesteps = torch.tensor(steps[:-1]) - 1
+    return scheduler
+
+
+@pytest.mark.parametrize("steps", [1000, 50, 7, 1])
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_ddim_is_the_librarys(steps, eta):
+    """The library spaces its steps by T // steps, so it is asked for numbers that this division gives exactly."""
+    schedule = linear(1000) if steps != 7 else linear(7 * 30)
+    times = subsequence(schedule.T, steps)
+    scheduler = their_ddim(schedule, times)
+    scheduler.num_inference_steps = steps
+    theirs = start = randn(4, 3)
+    generator = seeded(1)
+    for t in times[:-1]:
+        eps = noise_of(theirs, torch.full((4,), t))
+        noise = torch.randn(theirs.shape, generator=generator, dtype=torch.float64) if eta and t > times[-2] else None
+        theirs = scheduler.step(
+            eps, t - 1, theirs, eta=eta if noise is not None else 0.0, variance_noise=noise
+        ).prev_sample
+    ours = sample(ddim(denoiser_of(schedule), schedule, eta), start, times, seeded(1))
+    assert (ours - theirs).abs().max() < 1e-9
+
+
+def test_ddim_with_eta_one_is_ddpm():
+    schedule = cosine(40)
+    denoise = denoiser_of(schedule)
+    for times in (subsequence(40, 40), subsequence(40, 7)):
+        one = list(reverse(ddpm(denoise, schedule), randn(5, 2), times, seeded(3)))
+        two = list(reverse(ddim(denoise, schedule, 1.0), randn(5, 2), times, seeded(3)))
+        assert max((a - b).abs().max() for a, b in zip(one, two, strict=True)) < 1e-10
+
+
+def test_ddim_with_eta_zero_draws_nothing():
+    schedule, generator = linear(20), seeded(0)
+    before = generator.get_state()
+    sample(ddim(denoiser_of(schedule), schedule), randn(5, 2), subsequence(20, 5), generator)
+    assert torch.equal(generator.get_state(), before)
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.1])
+def test_an_eta_outside_zero_to_one_is_refused(eta):
+    with pytest.raises(ValueError, match=f"eta: must lie in .0, 1., got {eta}"):
+        ddim(denoiser_of(linear(5)), linear(5), eta)
+
+
+def test_ddim_with_the_ideal_denoiser_draws_from_the_data():
+    schedule, mixture = cosine(500), bumps()
+    x_T = torch.randn(3000, 1, generator=seeded(1), dtype=torch.float64)
+    for eta in 0.0, 0.5:
+        found = sample(ddim(ideal_denoiser(mixture, schedule), schedule, eta), x_T, subsequence(500, 250), seeded(2))
+        assert two_sample_test(found, mixture.sample(3000, seeded(3)), seeded(4), 199) > 0.01

@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from diffutils import training
 from diffutils.data import bumps
 from diffutils.networks.mlp import MLP
 from diffutils.objectives import simple_loss
 from diffutils.process import convert
+from diffutils.runtime import has_bf16
 from diffutils.schedules import few_step
-from diffutils.training import Batches, Descent, average, fit
+from diffutils.training import Batches, Budget, Descent, Randomness, average, fit
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -169,8 +171,136 @@ def test_descend_trains_in_training_mode_and_returns_the_loss_before_the_step():
     x = torch.ones(4, 1)
     before = loss(x).item()
     losses = Descent(network, loss, 3)((x,))
-    assert modes == [False, True] and list(losses) == ["loss"] and not losses["loss"].requires_grad
+    assert modes == [False, True] and list(losses) == ["loss", "gradient"] and not losses["loss"].requires_grad
     assert losses["loss"].item() == before
+
+
+def test_the_norm_of_the_gradient_is_told_before_clipping():
+    network = Weight(0.0, 0.0)
+    slope = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    losses = Descent(network, lambda: (slope * network.w).sum(), 10, clip=2.0)(())
+    assert abs(losses["gradient"].item() - 5) < 1e-12
+
+
+def test_micro_batches_take_the_step_of_the_whole_batch_and_call_the_loss_once_each():
+    x = torch.randn(12, 3, generator=seeded(), dtype=torch.float64)
+    weights, losses = [], []
+    for micro in 1, 3, 12:
+        network, sizes = Weight(1.0, -1.0, 0.5), []
+
+        def loss(x, network=network, sizes=sizes):
+            sizes.append(len(x))
+            return (x @ network.w).square().mean()
+
+        update = Descent(network, loss, 5, 0.1, micro=micro)
+        losses.append([update((x,))["loss"].item() for _ in range(5)])
+        weights.append(network.w.detach())
+        assert sizes == [12 // micro] * 5 * micro
+    for other, told in zip(weights[1:], losses[1:], strict=True):
+        assert (other - weights[0]).abs().max() < 1e-12
+        assert max(abs(a - b) for a, b in zip(told, losses[0], strict=True)) < 1e-12
+
+
+def test_a_batch_that_cannot_be_divided_is_refused():
+    network = Weight(1.0)
+    with pytest.raises(ValueError, match="micro: a batch of 5 rows cannot be divided in 2"):
+        Descent(network, lambda x: network.w.sum(), 5, micro=2)((torch.zeros(5),))
+    with pytest.raises(ValueError, match="micro: must be at least 1, got 0"):
+        Descent(network, lambda x: network.w.sum(), 5, micro=0)
+
+
+def test_bfloat16_reaches_the_loss_and_not_the_weights():
+    network, seen = nn.Linear(4, 4), []
+
+    def loss(x):
+        seen.append(network(x).dtype)
+        return network(x).float().square().mean()
+
+    for bf16 in False, True:
+        Descent(network, loss, 5, bf16=bf16)((torch.ones(2, 4),))
+    assert seen == [torch.float32, torch.bfloat16 if has_bf16("cpu") else torch.float32]
+    assert network.weight.dtype == network.weight.grad.dtype == torch.float32
+
+
+def test_a_time_budget_lets_the_rate_fall_with_the_time_and_ends_the_run(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(training.time, "perf_counter", lambda: now[0])
+    budget, network, rates = Budget(seconds=10), Weight(0.0), []
+    update = Descent(network, lambda: network.w.sum(), budget, 0.01, warmup=1)
+
+    def slow(batch):
+        now[0] += 2.5
+        losses = update(batch)
+        rates.append(update.optimisers[0].param_groups[0]["lr"])
+        return losses
+
+    walk = list(fit(slow, [()] * 99, budget))
+    assert [step.seconds for step in walk] == [2.5, 5.0, 7.5, 10.0]
+    expected = [0.01 * 0.5 * (1 + math.cos(math.pi * spent / 10)) for spent in (2.5, 5, 7.5, 10)]
+    assert max(abs(a - b) for a, b in zip(rates, expected, strict=True)) < 1e-12
+
+
+def test_a_budget_counts_the_time_of_the_runs_before():
+    budget = Budget(seconds=100)
+    budget.load_state_dict({"spent": 40.0})
+    assert 0.4 <= budget.fraction(0) < 0.41 and 40 <= budget.state_dict()["spent"] < 41
+
+
+@pytest.mark.parametrize("settings", [{}, {"steps": 1, "seconds": 1}, {"steps": 0}, {"seconds": 0}])
+def test_a_budget_is_steps_or_seconds_and_positive(settings):
+    with pytest.raises(ValueError, match="steps|seconds"):
+        Budget(**settings)
+
+
+def test_fit_yields_the_mean_of_the_losses_since_the_last_time():
+    values = iter([1.0, 2.0, 3.0, 4.0, 5.0])
+    walk = list(fit(lambda batch: {"loss": torch.tensor(next(values))}, [()] * 5, 5, every=2))
+    assert [step.index for step in walk] == [2, 4, 5]
+    assert [step.losses["loss"] for step in walk] == [1.5, 3.5, 5.0]
+    with pytest.raises(ValueError, match="every: must be at least 1, got 0"):
+        list(fit(lambda batch: {}, [()], 1, every=0))
+
+
+def test_the_step_of_a_bad_loss_is_named_even_when_losses_are_read_later():
+    values = iter([1.0, 2.0, 3.0, math.nan, 5.0, 6.0])
+    with pytest.raises(FloatingPointError, match="step 4: loss is nan"):
+        list(fit(lambda batch: {"loss": torch.tensor(next(values))}, [()] * 6, 6, every=6))
+
+
+def test_no_bar_is_drawn_unless_asked_for(capsys, monkeypatch):
+    monkeypatch.delenv("CI", raising=False)
+    list(fit(lambda batch: {"loss": torch.tensor(1.0)}, [()] * 3, 3))
+    assert capsys.readouterr().err == ""
+    list(fit(lambda batch: {"loss": torch.tensor(1.0)}, [()] * 3, 3, progress=True))
+    assert "3/3 steps" in capsys.readouterr().err
+
+
+def test_batches_go_on_from_a_saved_place():
+    x = torch.arange(10)
+    stream = Batches(x, size=3, generator=seeded())
+    list(islice(stream, 4))
+    state = {name: value.clone() if hasattr(value, "clone") else value for name, value in stream.state_dict().items()}
+    rest = [rows.tolist() for (rows,) in islice(stream, 8)]
+    other = Batches(x, size=3, generator=seeded(7))
+    other.load_state_dict(state)
+    assert [rows.tolist() for (rows,) in islice(other, 8)] == rest
+
+
+def test_randomness_comes_back_dropout_included():
+    generators = seeded(1), seeded(2)
+    randomness = Randomness(*generators)
+
+    def draw():
+        return [torch.randn(3, generator=generator) for generator in generators] + [
+            torch.nn.Dropout(0.5)(torch.ones(50))
+        ]
+
+    with torch.random.fork_rng():
+        draw()
+        state = randomness.state_dict()
+        first = draw()
+        randomness.load_state_dict(state)
+        assert all(torch.equal(a, b) for a, b in zip(first, draw(), strict=True))
 
 
 def regress(seed: int) -> tuple[nn.Module, list[float]]:

@@ -1,0 +1,247 @@
+"""How fast: training and sampling measured in pairs, against the machine's peak and against other libraries.
+
+The diffusers library and ``denoising-diffusion-pytorch`` are imported only here, if they are installed.
+"""
+
+import importlib.util
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from . import recipes, runtime, training
+from .networks.unet import UNet
+from .objectives import simple_loss
+from .schedules import linear
+
+BATCH = 64
+DIFFUSERS, LUCIDRAINS = "diffusers", "denoising-diffusion-pytorch"
+
+
+class Contender(NamedTuple):
+    """Something that is timed: a network and how it is trained."""
+
+    name: str
+    package: str | None
+    """The package that it needs, if not ours."""
+    bf16: bool
+    optimiser: str
+    build: Callable[[], nn.Module]
+
+
+def _recipe() -> nn.Module:
+    return recipes.build(recipes.recipe("mnist-ddpm"))
+
+
+def _unet() -> nn.Module:
+    return UNet(32, width=48, multipliers=(1, 2, 2), blocks=2, attention=8)
+
+
+class _Diffusers(nn.Module):
+    """UNet2DModel of the diffusers library with ``width`` in place of its default, our t for its t - 1."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        from diffusers import UNet2DModel
+
+        self.network = UNet2DModel(
+            sample_size=32,
+            in_channels=1,
+            out_channels=1,
+            block_out_channels=(width, 2 * width, 2 * width),
+            down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+            layers_per_block=2,
+            norm_num_groups=8,
+            attention_head_dim=32,
+            resnet_time_scale_shift="scale_shift",
+        )
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return self.network(x_t, t - 1).sample
+
+
+class _Lucidrains(nn.Module):
+    """Unet of denoising-diffusion-pytorch, its own levels, ``width`` in place of its default of 64."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        from denoising_diffusion_pytorch import Unet
+
+        self.network = Unet(width, channels=1)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return self.network(x_t, t - 1)
+
+
+CONTENDERS = [
+    Contender("recipe, bf16", None, True, "muon", _recipe),
+    Contender("recipe, fp32", None, False, "muon", _recipe),
+    Contender("same architecture, ours, bf16", None, True, "adam", _unet),
+    Contender("same architecture, diffusers, bf16", DIFFUSERS, True, "adam", lambda: _Diffusers(48)),
+    Contender("same architecture, ours, fp32", None, False, "adam", _unet),
+    Contender("same architecture, diffusers, fp32", DIFFUSERS, False, "adam", lambda: _Diffusers(48)),
+    Contender("equal parameters, diffusers, bf16", DIFFUSERS, True, "adam", lambda: _Diffusers(40)),
+    Contender("equal parameters, diffusers, fp32", DIFFUSERS, False, "adam", lambda: _Diffusers(40)),
+    Contender(
+        "equal parameters, denoising-diffusion-pytorch, fp32", LUCIDRAINS, False, "adam", lambda: _Lucidrains(18)
+    ),
+]
+RATIOS = [
+    ("same architecture, ours, bf16", "same architecture, diffusers, bf16", 1.0),
+    ("same architecture, ours, fp32", "same architecture, diffusers, fp32", 1.0),
+    ("recipe, bf16", "equal parameters, diffusers, bf16", 2.0),
+    ("recipe, bf16", "equal parameters, diffusers, fp32", 3.0),
+    ("recipe, bf16", "equal parameters, denoising-diffusion-pytorch, fp32", 4.0),
+]
+"""(ours, theirs, how many times as fast ours should be)."""
+
+
+def available() -> list[Contender]:
+    """The contenders whose package is installed."""
+    return [one for one in CONTENDERS if one.package is None or importlib.util.find_spec(one.package.replace("-", "_"))]
+
+
+def _training(one: Contender, device: torch.device) -> tuple[nn.Module, Callable[[], None]]:
+    """A network and a function that takes one training step with it, all that belongs to one included."""
+    with runtime.seeded(0):
+        network = one.build().to(device)
+    schedule, generator = linear(), runtime.generator(0, device)
+    x_0 = torch.rand(BATCH, 1, 32, 32, generator=generator, device=device) * 2 - 1
+    update = training.Descent(
+        network,
+        lambda x_0: simple_loss(network, x_0, schedule, generator),
+        10_000,
+        ema=training.average(network),
+        optimiser=one.optimiser,
+        bf16=one.bf16,
+    )
+    return network, lambda: update((x_0,)) and None
+
+
+def _sampling(one: Contender, network: nn.Module, device: torch.device) -> Callable[[], None]:
+    """One call of the network as a sampler makes it."""
+    x_t, t = torch.zeros(BATCH, 1, 32, 32, device=device), torch.full((BATCH,), 500, device=device)
+
+    @torch.no_grad()
+    def call() -> None:
+        network.eval()
+        with runtime.autocast(device, one.bf16):
+            network(x_t, t)
+
+    return call
+
+
+def _seconds(call: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak(device: torch.device, dtype: torch.dtype, size: int = 2048) -> float:
+    """The fastest of ten products of square matrices, in FLOP/s."""
+    a = torch.randn(size, size, generator=runtime.generator(0, device), device=device).to(dtype)
+    times = [_seconds(lambda: a @ a, device) for _ in range(12)][2:]
+    return 2 * size**3 / min(times)
+
+
+def _memory(name: str, device: str, answer: Any) -> None:
+    """Bytes that three training steps add to a fresh process that has built the network."""
+    one = next(one for one in CONTENDERS if one.name == name)
+    network, step = _training(one, torch.device(device))
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    for _ in range(3):
+        step()
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    answer.put(torch.cuda.max_memory_allocated() if device != "cpu" else after - before)
+
+
+def memory(name: str, device: str) -> int:
+    """Peak memory in bytes of training the contender called ``name``, measured in a process of its own."""
+    processes = multiprocessing.get_context("spawn")
+    answer = processes.SimpleQueue()
+    child = processes.Process(target=_memory, args=(name, device, answer))
+    child.start()
+    child.join()
+    if child.exitcode:
+        raise ChildProcessError(f"{name}: its process ended with code {child.exitcode} while memory was measured")
+    return answer.get()
+
+
+def measure(rounds: int = 15, device: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Time all contenders in turn, ``rounds`` times over, and yield named results: the machine, each contender, the
+    ratios.
+
+    In a round each contender takes one training step and answers one call, so whatever slows the machine for a while
+    slows all of them; ratios are taken within a round. Times are given as median and quartiles. Raises ``ValueError``
+    if ``rounds < 2``.
+    """
+    if rounds < 2:
+        raise ValueError(f"rounds: must be at least 2, got {rounds}")
+    where = runtime.device(device)
+    runtime.fast_float32()
+    peaks = {str(dtype): peak(where, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    packages = {one.package for one in available() if one.package}
+    versions = {name: metadata.version(name) for name in ("diffutils", "torch", *sorted(packages))}
+    yield (
+        "machine",
+        {
+            "hardware": recipes.hardware(where),
+            "threads": torch.get_num_threads(),
+            "versions": versions,
+            "batch": BATCH,
+            "rounds": rounds,
+            "peak GFLOP/s": {name: round(value / 1e9, 1) for name, value in peaks.items()},
+        },
+    )
+    made = {one: _training(one, where) for one in available()}
+    calls = {one: _sampling(one, network, where) for one, (network, _) in made.items()}
+    steps: dict[str, list[float]] = {one.name: [] for one in made}
+    samples: dict[str, list[float]] = {one.name: [] for one in made}
+    for turn in range(rounds + 2):
+        for one, (_, step) in made.items():
+            times = _seconds(step, where), _seconds(calls[one], where)
+            if turn >= 2:
+                steps[one.name].append(times[0])
+                samples[one.name].append(times[1])
+    for one, (network, step) in made.items():
+        with FlopCounterMode(display=False) as counter:
+            step()
+        flops = counter.get_total_flops() / BATCH
+        rate = BATCH / statistics.median(steps[one.name])
+        top = peaks[str(torch.bfloat16 if one.bf16 else torch.float32)]
+        yield (
+            one.name,
+            {
+                "parameters": sum(parameter.numel() for parameter in network.parameters()),
+                "training img/s": _spread([BATCH / seconds for seconds in steps[one.name]]),
+                "network calls/s, of one image": _spread([BATCH / seconds for seconds in samples[one.name]]),
+                "DDIM-50 img/s": round(BATCH / statistics.median(samples[one.name]) / 50, 2),
+                "MFLOP an image and step": round(flops / 1e6, 1),
+                "share of peak": round(flops * rate / top, 3),
+                "training memory MiB": round(memory(one.name, where.type) / 2**20, 1),
+            },
+        )
+    for ours, theirs, goal in RATIOS:
+        if ours in steps and theirs in steps:
+            pairs = [b / a for a, b in zip(steps[ours], steps[theirs], strict=True)]
+            yield f"{ours} : {theirs}", {"times as fast": _spread(pairs), "goal": goal}
+
+
+def _spread(values: list[float]) -> list[float]:
+    """Median, lower and upper quartile."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return [round(value, 3) for value in (middle, low, high)]

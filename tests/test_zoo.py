@@ -1,0 +1,199 @@
+"""Recipes, the weights that are shipped, and the command line."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffutils import data, recipes, zoo
+from diffutils.checkpoints import read, write
+from diffutils.metrics import frechet_distance
+
+SHIPPED = sorted(path.stem for path in recipes.FOLDER.glob("*.safetensors") if not path.stem.endswith("-reference"))
+MODELS = [name for name in SHIPPED if recipes.recipe(name)["method"] == "ddpm"]
+CLASSIFIERS = [name for name in SHIPPED if recipes.recipe(name)["method"] == "classifier"]
+
+
+def diffutils(*arguments: object, **settings: str) -> subprocess.CompletedProcess:
+    """`python -m diffutils ...`, with no data to be found."""
+    nowhere = {"DIFFUTILS_DATA": "/nonexistent", "CI": "true"}
+    command = [sys.executable, "-m", "diffutils", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | nowhere | settings, timeout=300)
+
+
+def test_every_recipe_builds_its_network_schedule_and_objective():
+    for name, recipe in recipes.recipes().items():
+        network = recipes.build(recipe)
+        assert recipe["name"] == name and recipe["about"] and recipe["method"] in ("ddpm", "classifier")
+        if recipe["method"] == "ddpm":
+            assert recipes.schedule(recipe).T == recipe["schedule"]["T"]
+            assert recipes.recipes()[recipe["judge"]]["data"] == recipe["data"]
+        x = torch.zeros(2, network.channels, network.size, network.size)
+        loss = recipes.objective(recipe, network, iter([torch.Generator().manual_seed(0)]))
+        assert loss(x, torch.tensor([0, 1])).isfinite()
+
+
+def test_the_first_weights_follow_from_the_seed_and_leave_torch_alone():
+    recipe = recipes.recipe("digits-ddpm")
+    before = torch.get_rng_state()
+    one, same, other = (recipes.build(recipe | {"seed": seed}).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_recipe_like_another_says_what_differs():
+    base, changed = recipes.recipe("mnist-ddpm"), recipes.recipe("mnist-ddpm-canonical")
+    assert {name for name in base if base[name] != changed[name]} >= {
+        "name",
+        "about",
+        "predicts",
+        "schedule",
+        "optimiser",
+    }
+    assert changed["network"] == base["network"] and changed["predicts"] == "eps" and "like" not in changed
+
+
+def test_an_unknown_recipe_or_entry_is_refused_with_what_there_is():
+    with pytest.raises(ValueError, match="name: must be one of .*mnist-ddpm.*got 'minst-ddpm'"):
+        recipes.recipe("minst-ddpm")
+    with pytest.raises(ValueError, match="changes: digits-ddpm has no learning_rate; it has .*lr"):
+        recipes.recipe("digits-ddpm", learning_rate=1)
+
+
+def test_the_zoo_is_small():
+    sizes = {path.name: path.stat().st_size for path in recipes.FOLDER.glob("*.safetensors")}
+    assert max(sizes.values()) < 8e6 and sum(sizes.values()) < 60e6, sizes
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_weights_say_how_they_were_trained_and_with_which_result(name):
+    _, header = zoo.weights(name)
+    assert header["recipe"] == recipes.recipe(name)  # what trained them is what is written now
+    trained = header["trained"]
+    assert (
+        trained["steps"] == header["recipe"]["steps"]
+        and trained["images"] == trained["steps"] * header["recipe"]["batch"]
+    )
+    assert trained["seconds"] > 0 and trained["hardware"] and "torch" in trained["versions"] and trained["date"]
+    assert header["results"]
+
+
+def test_digits_and_mnist_are_shipped():
+    assert {"digits-ddpm", "mnist-ddpm", "digits-classifier", "mnist-classifier"} <= set(SHIPPED)
+
+
+def test_classifiers_reach_the_accuracy_they_state():
+    network, header = zoo.weights("digits-classifier")
+    test = data.images("digits", train=False)
+    with torch.no_grad():
+        right = (network(test.x).argmax(1) == test.y).double().mean().item()
+    assert abs(right - header["results"]["accuracy"]["test"]) < 0.003 and right > 0.97
+    assert zoo.weights("mnist-classifier")[1]["results"]["accuracy"]["test"] > 0.99
+
+
+def test_reference_features_are_those_of_the_data():
+    judge = zoo.judge("digits-classifier")
+    train, test = data.images("digits"), data.images("digits", train=False)
+    assert (zoo.features(judge.network, train.x) - judge.reference).abs().max() < 0.02  # kept in float16
+    found = frechet_distance(zoo.features(judge.network, test.x), judge.reference).item()
+    floor, _ = judge.header["results"]["floor"]["360"]
+    assert abs(found - floor) < 0.05 * floor
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_shipped_model_draws_the_quality_that_its_header_states(name):
+    """Few images, so the distance is larger than the header's; far below that of images with one row moved."""
+    model, judge = zoo.load(name, "cpu"), zoo.judge(recipes.recipe(name)["judge"])
+    n = 360
+    x = zoo.draw(model, n, "ddim", 10, seed=5)
+    assert x.shape == (n, model.network.channels, model.network.size, model.network.size) and x.abs().max() <= 1
+    seen = zoo.features(judge.network, x)
+    with torch.no_grad():
+        sure, label = judge.network.head(seen).softmax(1).max(1)
+    assert (sure > 0.9).double().mean() > 0.75 and label.bincount(minlength=10).min() > 10
+    spoilt = zoo.features(judge.network, x.roll(1, -2).flip(-1))
+    assert 2 * frechet_distance(seen, judge.reference) < frechet_distance(spoilt, judge.reference)
+
+
+def test_drawing_depends_on_the_seed_alone():
+    model = zoo.load("digits-ddpm", "cpu")
+    one, same, other = (zoo.draw(model, 4, "ddpm", 10, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+
+
+def test_what_cannot_be_loaded_or_drawn_is_said(tmp_path):
+    with pytest.raises(ValueError, match="name: must be a .safetensors file or one of .*got 'nothing'"):
+        zoo.load("nothing")
+    with pytest.raises(
+        FileNotFoundError, match="cifar10-ddpm: its weights are not shipped.*diffutils train cifar10-ddpm"
+    ):
+        zoo.load("cifar10-ddpm")
+    with pytest.raises(ValueError, match="digits-classifier is a classifier, and cannot be sampled"):
+        zoo.load("digits-classifier")
+    write(tmp_path / "a.safetensors", {"w": torch.zeros(1)}, {})
+    with pytest.raises(ValueError, match="holds no trained network"):
+        zoo.load(tmp_path / "a.safetensors")
+    model = zoo.load("digits-ddpm", "cpu")
+    with pytest.raises(ValueError, match="sampler: must be one of ddpm, ddim, got 'euler'"):
+        zoo.draw(model, 1, "euler")
+    with pytest.raises(ValueError, match="steps: needs 1 <= steps <= T"):
+        zoo.draw(model, 1, steps=10_000)
+    with pytest.raises(ValueError, match="n: the floor is known at .*, got 7"):
+        zoo.evaluate(model, 7)
+
+
+def test_the_command_line_samples_shipped_weights_without_data(tmp_path):
+    done = diffutils("sample", "mnist-ddpm", "--n", 9, "--steps", 5, "--out", tmp_path / "grid.png")
+    assert done.returncode == 0 and "9 images" in done.stdout, done.stderr
+    from torchvision.io import decode_image
+
+    assert decode_image(str(tmp_path / "grid.png")).shape[1:] == (3 * 34 + 2, 3 * 34 + 2)
+
+
+def test_the_command_line_trains_evaluates_and_goes_on(tmp_path):
+    common = ["digits-ddpm", "--steps", 6, "--batch", 32, "--out", tmp_path]
+    done = diffutils("train", *common, "--snapshots", 1)
+    assert done.returncode == 0 and "6 steps in" in done.stdout, done.stderr
+    assert read(tmp_path / "weights-00000003.safetensors")[1]["trained"]["steps"] == 3
+    again = diffutils("train", *common)
+    assert again.returncode == 0 and "6 steps in" not in again.stdout
+    other = diffutils("train", *common, "--seed", 3)
+    assert other.returncode == 1 and "a checkpoint of another recipe, with seed = 0 (now 3)" in other.stderr
+    own = tmp_path / "weights.safetensors"
+    done = diffutils("evaluate", own, "--n", 360, "--steps", 2, "--record", tmp_path / "kept.safetensors")
+    assert done.returncode == 0 and '"frechet / floor"' in done.stdout, done.stderr
+    assert read(tmp_path / "kept.safetensors")[1]["results"]["evaluations"][0]["n"] == 360
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["sample", "mnist-dppm"], "error: name: must be a .safetensors file or one of"),
+        (["train", "nothing"], "error: name: must be one of"),
+        (["train", "mnist-ddpm", "--out", "OUT"], "error: mnist: not found in /nonexistent and not to be downloaded"),
+        (["train", "digits-ddpm", "--device", "cuda:9", "--out", "OUT"], "error: device: 'cuda:9' is not usable here"),
+        (["train", "digits-ddpm", "--out", "/proc/here"], "error: /proc/here"),
+        (["evaluate", "digits-ddpm", "--n", "3"], "error: n: the floor is known at"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_clear_line(tmp_path, arguments, complaint):
+    done = diffutils(*(str(tmp_path) if argument == "OUT" else argument for argument in arguments))
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(complaint), done.stderr
+    assert "Traceback" not in done.stderr and not re.search(r"weights\.safetensors", done.stdout)
+
+
+def test_recipes_are_listed():
+    done = diffutils("recipes")
+    assert done.returncode == 0 and all(name in done.stdout for name in recipes.recipes())
+
+
+def test_the_recipes_file_explains_every_entry():
+    text = (Path(recipes.FOLDER) / "recipes.toml").read_text("utf-8")
+    explained = text[: text.index("\n[")]
+    entries = {entry for recipe in recipes.recipes().values() for entry in recipe} - {"name", "about"}
+    assert all(re.search(rf"\b{entry}\b", explained) for entry in entries), entries
