@@ -1,4 +1,4 @@
-"""The command line: ``python -m diffutils train|sample|evaluate|bench|recipes``, over the functions of the module."""
+"""The command line: ``python -m diffutils train``, ``sample``, ``evaluate``, ``bench``, ``race`` and ``recipes``."""
 
 import argparse
 import json
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from . import bench, recipes, runtime, zoo
+from . import race as races
 
 
 def train(options: argparse.Namespace) -> None:
@@ -73,20 +74,39 @@ def sample(options: argparse.Namespace) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Measure a diffusion model, or calibrate a classifier; print the result, and keep it if asked to."""
-    network, header = zoo.weights(options.recipe)
-    if header["recipe"]["method"] == "classifier":
-        results = zoo.calibrate(options.recipe, options.record or Path(options.recipe).parent)
-        print(json.dumps(results, indent=1))
-        return
-    model = zoo.load(options.recipe, options.device)
-    results = [
-        zoo.evaluate(model, options.n, options.sampler, options.steps, options.eta, options.seed + i)
-        for i in range(options.repeats)
-    ]
-    print(json.dumps(results, indent=1))
-    if options.record:
-        zoo.record(options.recipe, {"evaluations": results}, options.record)
+    """Measure diffusion models, or calibrate a classifier; print the results, and keep them if asked to."""
+    results = []
+    for name in options.recipe:
+        header = zoo.weights(name)[1]
+        if header["recipe"]["method"] == "classifier":
+            found = zoo.calibrate(name, options.record or Path(name).parent)
+        else:
+            model = zoo.load(name, options.device)
+            seeds = range(options.seed, options.seed + options.repeats)
+            how = options.n, options.sampler, options.steps, options.eta
+            found = {"evaluations": [zoo.evaluate(model, *how, seed) for seed in seeds]}
+            if options.record:
+                zoo.record(name, found, options.record)
+        results.append({"recipe": header["recipe"]["name"], "trained": header["trained"]} | found)
+        print(json.dumps(results[-1]), flush=True)
+    _keep(results, options.out)
+
+
+def _keep(results: Any, out: str | None) -> None:
+    if out:
+        Path(out).write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+
+
+def race(options: argparse.Namespace) -> None:
+    """Train recipes, and other libraries with their defaults, for equal times; measure what they draw."""
+    setting = runtime.setting(runtime.device(options.device), *races.LIBRARIES)
+    results: dict[str, Any] = {"setting": setting, "results": []}
+    for result in races.race(
+        options.names, options.minutes, options.n, options.steps, options.seeds, options.judge, options.device
+    ):
+        results["results"].append(result)
+        print(json.dumps(result), flush=True)
+        _keep(results, options.out)
 
 
 def benchmark(options: argparse.Namespace) -> None:
@@ -95,8 +115,7 @@ def benchmark(options: argparse.Namespace) -> None:
     for name, result in bench.measure(options.rounds, options.device):
         results[name] = result
         print(json.dumps({name: result}), flush=True)
-    if options.out:
-        Path(options.out).write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    _keep(results, options.out)
 
 
 def show(options: argparse.Namespace) -> None:
@@ -136,7 +155,8 @@ def parser() -> argparse.ArgumentParser:
 
     for name, run in ("sample", sample), ("evaluate", evaluate):
         one = command(name, run)
-        add(one, "recipe", help="its name, for the shipped weights, or a weights file")
+        several = {"nargs": "+"} if name == "evaluate" else {}
+        add(one, "recipe", help="its name, for the shipped weights, or a weights file", **several)
         add(one, "--sampler", choices=zoo.SAMPLERS, default="ddim")
         add(one, "--steps", type=int, default=None if name == "sample" else 50)
         add(one, "--eta", type=float, default=0.0, help="DDIM: 0 draws no noise, 1 is DDPM")
@@ -148,9 +168,20 @@ def parser() -> argparse.ArgumentParser:
         else:
             add(one, "--repeats", type=int, default=1, help="measure with so many seeds")
             add(one, "--record", help="write the weights with these results in their header to this file (or folder)")
+            add(one, "--out", help="write the results to this file as JSON")
 
     one = command("bench", benchmark)
     add(one, "--rounds", type=int, default=15)
+    add(one, "--device")
+    add(one, "--out", help="write the results to this file as JSON")
+
+    one = command("race", race)
+    add(one, "names", nargs="+", help="recipes, diffusers, denoising-diffusion-pytorch")
+    add(one, "--minutes", type=float, default=30)
+    add(one, "--n", type=int, default=2000)
+    add(one, "--steps", type=int, default=50)
+    add(one, "--seeds", type=int, nargs="+", default=[0])
+    add(one, "--judge", default="mnist-classifier")
     add(one, "--device")
     add(one, "--out", help="write the results to this file as JSON")
 

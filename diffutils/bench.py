@@ -9,7 +9,6 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from typing import Any, NamedTuple
 
 import torch
@@ -195,18 +194,8 @@ def measure(rounds: int = 15, device: str | None = None) -> Iterator[tuple[str, 
     runtime.fast_float32()
     peaks = {str(dtype): peak(where, dtype) for dtype in (torch.float32, torch.bfloat16)}
     packages = {one.package for one in available() if one.package}
-    versions = {name: metadata.version(name) for name in ("diffutils", "torch", *sorted(packages))}
-    yield (
-        "machine",
-        {
-            "hardware": recipes.hardware(where),
-            "threads": torch.get_num_threads(),
-            "versions": versions,
-            "batch": BATCH,
-            "rounds": rounds,
-            "peak GFLOP/s": {name: round(value / 1e9, 1) for name, value in peaks.items()},
-        },
-    )
+    rates = {name: round(value / 1e9, 1) for name, value in peaks.items()}
+    yield "machine", runtime.setting(where, *packages) | {"batch": BATCH, "rounds": rounds, "peak GFLOP/s": rates}
     made = {one: _training(one, where) for one in available()}
     calls = {one: _sampling(one, network, where) for one, (network, _) in made.items()}
     steps: dict[str, list[float]] = {one.name: [] for one in made}

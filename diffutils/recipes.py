@@ -5,11 +5,8 @@ A recipe is plain data (``zoo/recipes.toml``): network, objective, schedule, bud
 
 import itertools
 import os
-import platform
-import time
 import tomllib
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -168,21 +165,8 @@ def _write_weights(path: Path, recipe: Recipe, update: training.Descent, step: S
         "steps": step.index,
         "images": step.index * recipe["batch"],
         "seconds": round(step.seconds, 1),
-        "hardware": hardware(where),
         "processes": world,
-        "threads": torch.get_num_threads(),
-        "versions": {name: metadata.version(name) for name in ("diffutils", "torch")},
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
+    trained |= runtime.setting(where)
     half = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
     checkpoints.write(path, half, {"recipe": recipe, "trained": trained, "results": {}})
-
-
-def hardware(device: torch.device) -> str:
-    """What computes: the GPU's name, or the CPU's as the system has it and its cores."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text("utf-8").splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()} CPU, {os.cpu_count()} cores"

@@ -1,11 +1,15 @@
 """Device, precision and seeding: everything that depends on the machine rather than on the mathematics."""
 
 import contextlib
+import importlib.util
+import os
 import platform
 import sys
 import time
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator
@@ -73,6 +77,27 @@ def place() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
+
+
+def hardware(device: torch.device) -> str:
+    """What computes: the GPU's name, or the CPU's as the system has it, with its cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8").splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()} CPU, {os.cpu_count()} cores"
+
+
+def setting(device: torch.device, *packages: str) -> dict[str, Any]:
+    """What a measurement depends on besides its seed: hardware, threads, versions; and the day it was made."""
+    installed = {name for name in packages if importlib.util.find_spec(name.replace("-", "_"))}
+    return {
+        "hardware": hardware(device),
+        "threads": torch.get_num_threads(),
+        "versions": {name: metadata.version(name) for name in ("diffutils", "torch", *sorted(installed))},
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
 
 
 def stamp() -> str:

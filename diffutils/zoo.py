@@ -1,7 +1,6 @@
 """Trained networks: what is shipped with the book, how to draw from it, and how good it is."""
 
 import functools
-import json
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -152,36 +151,45 @@ def calibrate(path: str | Path, folder: str | Path) -> dict[str, Any]:
     return results
 
 
-def evaluate(
-    model: Model, n: int = 5000, sampler: str = "ddim", steps: int = 50, eta: float = 0.0, seed: int = 0
-) -> dict[str, Any]:
-    """Draw ``n`` images and compare them with real ones, in the features of the recipe's classifier.
+def compare(by: Judge, x: Tensor, n: int) -> dict[str, Any]:
+    """Images ``(n, C, H, W)`` against the judge's real ones.
 
-    Gives the Fréchet distance beside its floor at the same n, the share of images that the classifier is more than
-    90 % sure of, how many it counts in each class, and the time an image took. Raises ``ValueError`` if the floor is
+    Gives the Fréchet distance of their features beside its floor at the same n, the share of images that the
+    classifier is more than 90 % sure of, and how many it counts in each class. Raises ``ValueError`` if the floor is
     not known at that n.
     """
-    by = judge(model.header["recipe"]["judge"])
-    floor = by.header["results"]["floor"]
-    if str(n) not in floor:
-        raise ValueError(f"n: the floor is known at {', '.join(floor)} images, got {n}")
-    start = time.perf_counter()
-    x = draw(model, n, sampler, steps, eta, seed)
-    seconds = time.perf_counter() - start
+    _check_n(by, n)
     seen = features(by.network, x)
     with torch.no_grad():
         sure, label = by.network.head(seen).softmax(1).max(1)
-    distance = metrics.frechet_distance(seen, by.reference).item()
+    distance, floor = metrics.frechet_distance(seen, by.reference).item(), by.header["results"]["floor"][str(n)]
     return {
         "n": n,
-        "sampler": {"name": sampler, "steps": steps, "eta": eta, "seed": seed},
         "frechet": round(distance, 4),
-        "floor": floor[str(n)],
-        "frechet / floor": round(distance / floor[str(n)][0], 2),
+        "floor": floor,
+        "frechet / floor": round(distance / floor[0], 2),
         "sure": round((sure > 0.9).double().mean().item(), 4),
         "classes": label.bincount(minlength=10).tolist(),
-        "seconds an image": round(seconds / n, 5),
     }
+
+
+def _check_n(by: Judge, n: int) -> None:
+    floor = by.header["results"]["floor"]
+    if str(n) not in floor:
+        raise ValueError(f"n: the floor is known at {', '.join(floor)} images, got {n}")
+
+
+def evaluate(
+    model: Model, n: int = 5000, sampler: str = "ddim", steps: int = 50, eta: float = 0.0, seed: int = 0
+) -> dict[str, Any]:
+    """Draw ``n`` images and :func:`compare` them with real ones; the time an image took beside it."""
+    by = judge(model.header["recipe"]["judge"])
+    _check_n(by, n)
+    start = time.perf_counter()
+    x = draw(model, n, sampler, steps, eta, seed)
+    seconds = time.perf_counter() - start
+    settings = {"name": sampler, "steps": steps, "eta": eta, "seed": seed}
+    return {"sampler": settings, "seconds an image": round(seconds / n, 5)} | compare(by, x, n)
 
 
 def record(path: str | Path, results: dict[str, Any], to: str | Path) -> None:
@@ -189,8 +197,3 @@ def record(path: str | Path, results: dict[str, Any], to: str | Path) -> None:
     tensors, header = checkpoints.read(path)
     header["results"] |= results
     checkpoints.write(to, tensors, header)
-
-
-def describe(header: dict[str, Any]) -> str:
-    """A header for people to read."""
-    return json.dumps(header, indent=1)

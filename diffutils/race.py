@@ -1,0 +1,170 @@
+"""Who draws best after equal time: recipes against each other, and against other libraries with their own defaults."""
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from . import data, recipes, runtime, samplers, schedules, zoo
+from .process import Denoiser
+from .schedules import Schedule
+from .training import Batches, Budget, fit
+
+Trained = tuple[Denoiser, Schedule, int, int]
+"""A denoiser and its schedule, its number of parameters, and how many images it was trained on."""
+
+
+def _recipe(name: str, x: Tensor, seconds: float, seed: int, device: torch.device) -> Trained:
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = recipes.recipe(name, seed=seed)
+        for _ in recipes.train(recipe, folder, str(device), seconds=seconds):
+            pass
+        model = zoo.load(Path(folder) / "weights.safetensors", device)
+    return model.denoise, model.schedule, _size(model.network), model.header["trained"]["images"]
+
+
+def _diffusers(x: Tensor, seconds: float, seed: int, device: torch.device) -> Trained:
+    """The library's example of unconditional training: its network, AdamW, batch, rate, average; float32; no flips."""
+    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers.optimization import get_scheduler
+    from diffusers.training_utils import EMAModel
+
+    down, up = ["DownBlock2D"] * 6, ["UpBlock2D"] * 6
+    down[4], up[1] = "AttnDownBlock2D", "AttnUpBlock2D"
+    with runtime.seeded(seed):
+        network = UNet2DModel(
+            sample_size=x.shape[-1],
+            in_channels=x.shape[1],
+            out_channels=x.shape[1],
+            layers_per_block=2,
+            block_out_channels=(128, 128, 256, 256, 512, 512),
+            down_block_types=tuple(down),
+            up_block_types=tuple(up),
+        ).to(device)
+    scheduler = DDPMScheduler(num_train_timesteps=1000)
+    optimiser = torch.optim.AdamW(network.parameters(), 1e-4, (0.95, 0.999), weight_decay=1e-6, eps=1e-8)
+    rate = get_scheduler("cosine", optimiser, num_warmup_steps=500, num_training_steps=100 * len(x) // 16)
+    ema = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+    noise = runtime.generator(seed, device)
+
+    def update(batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        (x_0,) = batch
+        eps = torch.randn(x_0.shape, generator=noise, device=device)
+        t = torch.randint(1000, (len(x_0),), generator=noise, device=device)
+        loss = (network(scheduler.add_noise(x_0, eps, t), t).sample - eps).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        rate.step()
+        ema.step(network.parameters())
+        return {"loss": loss.detach()}
+
+    images = _run(update, x, 16, seconds, seed)
+    ema.copy_to(network.parameters())
+    network.eval()
+    chain = schedules.linear()
+
+    @torch.no_grad()
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        alpha_bar = chain.alpha_bar[t[0]].item()
+        eps = network(x_t, t - 1).sample
+        return ((x_t - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5).clamp(-1, 1)
+
+    return denoise, chain, _size(network), images
+
+
+def _lucidrains(x: Tensor, seconds: float, seed: int, device: torch.device) -> Trained:
+    """denoising-diffusion-pytorch as its front page has it, trained by its Trainer's defaults; no flips."""
+    import ema_pytorch
+    from denoising_diffusion_pytorch import GaussianDiffusion, Unet
+
+    with runtime.seeded(seed):
+        network = Unet(64, dim_mults=(1, 2, 4, 8), flash_attn=True, channels=x.shape[1])
+    diffusion = GaussianDiffusion(network, image_size=x.shape[-1], timesteps=1000).to(device)
+    optimiser = torch.optim.Adam(diffusion.parameters(), 1e-4, (0.9, 0.99))
+    ema = ema_pytorch.EMA(diffusion, beta=0.995, update_every=10)
+
+    def update(batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        loss = diffusion((batch[0] + 1) / 2)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(diffusion.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        ema.update()
+        return {"loss": loss.detach()}
+
+    with runtime.seeded(seed):
+        images = _run(update, x, 16, seconds, seed)
+    kept = ema.ema_model.eval()
+    alpha_bar = kept.alphas_cumprod.double().cpu()
+    chain = Schedule.from_alpha_bar(torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar]))
+
+    @torch.no_grad()
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        return kept.model_predictions(x_t, t - 1, clip_x_start=True).pred_x_start
+
+    return denoise, chain, _size(network), images
+
+
+LIBRARIES: dict[str, Callable[..., Trained]] = {"diffusers": _diffusers, "denoising-diffusion-pytorch": _lucidrains}
+
+
+def _run(update: Callable, x: Tensor, size: int, seconds: float, seed: int) -> int:
+    batches = Batches(x, size=size, generator=runtime.generator(seed, x.device))
+    steps = 0
+    for step in fit(update, batches, Budget(seconds=seconds)):
+        steps = step.index
+    return steps * size
+
+
+def _size(network: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def race(
+    names: Iterable[str],
+    minutes: float,
+    n: int = 2000,
+    steps: int = 50,
+    seeds: Iterable[int] = (0,),
+    judge: str = "mnist-classifier",
+    device: str | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Train each for ``minutes`` on the judge's data, draw ``n`` images by DDIM with ``steps`` steps, and measure them.
+
+    ``names`` are recipes or ``diffusers`` or ``denoising-diffusion-pytorch``, which bring their own network, schedule,
+    optimiser and batch; the sampler is the same for all. One result for each name and seed, as it comes. Raises
+    ``ValueError`` for a name that is neither, and for an n at which the judge knows no floor.
+    """
+    names, by, where = list(names), zoo.judge(judge), runtime.device(device)
+    known = recipes.recipes()
+    for name in names:
+        if name not in known and name not in LIBRARIES:
+            raise ValueError(f"names: must be recipes or {', '.join(LIBRARIES)}, got {name!r}")
+    x = data.images(known[judge]["data"]).x.to(where)
+    for seed in seeds:
+        for name in names:
+            if name in LIBRARIES:
+                trained = LIBRARIES[name](x, 60 * minutes, seed, where)
+            else:
+                trained = _recipe(name, x, 60 * minutes, seed, where)
+            denoise, chain, parameters, images = trained
+            drawn = _draw(denoise, chain, (n, *x.shape[1:]), steps, runtime.generator(seed, where))
+            yield {
+                "name": name,
+                "seed": seed,
+                "minutes": minutes,
+                "parameters": parameters,
+                "images": images,
+                "steps": steps,
+            } | zoo.compare(by, drawn, n)
+
+
+def _draw(denoise: Denoiser, chain: Schedule, shape: tuple[int, ...], steps: int, generator: Generator) -> Tensor:
+    kernel, times = samplers.ddim(denoise, chain), schedules.subsequence(chain.T, steps)
+    x_T = torch.randn(shape, generator=generator, device=generator.device)
+    return torch.cat([samplers.sample(kernel, part, times, generator).clamp(-1, 1).cpu() for part in x_T.split(250)])
