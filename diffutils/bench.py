@@ -4,6 +4,7 @@ The diffusers library and ``denoising-diffusion-pytorch`` are imported only here
 """
 
 import importlib.util
+import itertools
 import multiprocessing
 import resource
 import statistics
@@ -178,6 +179,24 @@ def memory(name: str, device: str) -> int:
     if child.exitcode:
         raise ChildProcessError(f"{name}: its process ended with code {child.exitcode} while memory was measured")
     return answer.get()
+
+
+def utilisation(name: str, device: str, batch: int = 128, steps: int = 20) -> float:
+    """The share of the measured bfloat16 peak that compiled training steps of a recipe reach on a GPU."""
+    where, recipe = runtime.device(device), recipes.recipe(name)
+    network = recipes.build(recipe).to(where)
+    noise = runtime.generator(0, where)
+    x = torch.rand(batch, network.channels, network.size, network.size, generator=noise, device=where) * 2 - 1
+    loss = recipes.objective(recipe, network, itertools.repeat(noise))
+    update = training.Descent(network, loss, 10_000, ema=training.average(network), bf16=True)
+    batch_of = x, torch.zeros(batch, dtype=torch.int64, device=where)
+    with FlopCounterMode(display=False) as counter:
+        update(batch_of)
+    network.compile()
+    for _ in range(5):
+        update(batch_of)
+    seconds = _seconds(lambda: [update(batch_of) for _ in range(steps)] and None, where) / steps
+    return counter.get_total_flops() / seconds / peak(where, torch.bfloat16, 8192)
 
 
 def measure(rounds: int = 15, device: str | None = None) -> Iterator[tuple[str, dict[str, Any]]]:

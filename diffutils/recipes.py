@@ -83,6 +83,7 @@ def train(
     compiled: bool | None = None,
     snapshots: int = 0,
     every: int = 1,
+    checkpoint: float = 60,
     progress: bool | None = None,
 ) -> Iterator[Step]:
     """Follow a recipe, from the last checkpoint in ``folder`` if there is one; then write ``weights.safetensors``.
@@ -98,6 +99,7 @@ def train(
         compiled: compile the network (``torch.compile``); by default on GPUs only.
         snapshots: also keep the average as it is after 1/2, 1/4, ... of the steps, so many times.
         every: yield after so many steps.
+        checkpoint: seconds from one checkpoint to the next.
         progress: show a bar; by default in a terminal.
 
     Raises what :func:`diffutils.training.fit` raises, and ``OSError`` if nothing can be written in ``folder``.
@@ -138,6 +140,7 @@ def train(
     saved = checkpoints.Checkpoints(
         folder,
         recipe | {"seconds": seconds},
+        checkpoint,
         budget=budget,
         update=update,
         batches=batches,

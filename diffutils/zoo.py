@@ -123,7 +123,8 @@ def calibrate(path: str | Path, folder: str | Path) -> dict[str, Any]:
     """Measure a trained classifier, and write it with its reference features into ``folder``.
 
     Its recipe says which half of the data is the ``reference``; the floor at n is the mean and the standard deviation
-    of the Fréchet distances from it of ten random sets of n images of the other half. Gives the results.
+    of the Fréchet distances from it of ten random sets of n images of the other half (of the one set there is, and no
+    deviation, if that half has n images). Gives the results.
     """
     network, header = weights(path)
     recipe = header["recipe"]
@@ -136,9 +137,10 @@ def calibrate(path: str | Path, folder: str | Path) -> dict[str, Any]:
     generator, floor = runtime.generator(recipe["seed"]), {}
     for n in (360, 1000, 2000, 5000, 10_000):
         if reference.shape[1] < n <= len(other):
-            sets = [other[torch.randperm(len(other), generator=generator)[:n]] for _ in range(10)]
-            distances = torch.stack([metrics.frechet_distance(some, reference) for some in sets])
-            floor[str(n)] = [round(distances.mean().item(), 5), round(distances.std().item(), 5)]
+            sets = [torch.randperm(len(other), generator=generator)[:n] for _ in range(10 if n < len(other) else 1)]
+            distances = torch.stack([metrics.frechet_distance(other[rows], reference) for rows in sets])
+            spread = round(distances.std().item(), 5) if len(sets) > 1 else None
+            floor[str(n)] = [round(distances.mean().item(), 5), spread]
     results = {"accuracy": right, "reference": f"{recipe['data']} {recipe['reference']}", "floor": floor}
     header["results"] = results
     tensors = {

@@ -1,0 +1,111 @@
+"""What is different on a GPU: checked where there is one, skipped with a reason elsewhere."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from diffutils import bench, recipes, runtime, zoo
+from diffutils.checkpoints import read
+from diffutils.networks.unet import UNet
+from diffutils.objectives import simple_loss
+from diffutils.process import q_sample
+from diffutils.schedules import linear, subsequence
+from diffutils.training import Descent, average
+
+DEVICE = "cuda"
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU, and there is none here"),
+]
+
+
+def small(seed: int = 0) -> UNet:
+    with runtime.seeded(seed):
+        return UNet(8, width=16, blocks=1, attention=4)
+
+
+def test_the_default_device_is_the_gpu():
+    assert runtime.device().type == DEVICE
+
+
+def test_a_trained_network_predicts_on_the_gpu_what_it_predicts_on_the_cpu():
+    here, there = zoo.load("digits-ddpm", "cpu"), zoo.load("digits-ddpm", DEVICE)
+    x_t, t = torch.randn(16, 1, 8, 8, generator=runtime.generator(0)), torch.arange(1, 1001, 63)
+    with torch.no_grad():
+        difference = here.network(x_t, t) - there.network(x_t.to(DEVICE), t.to(DEVICE)).cpu()
+    assert difference.abs().max() < 1e-2  # TF32 has 10 bits of mantissa
+
+
+def test_bfloat16_costs_little_accuracy_and_keeps_float32_weights():
+    network = zoo.load("digits-ddpm", DEVICE).network
+    x_t, t = torch.randn(64, 1, 8, 8, generator=runtime.generator(0)).to(DEVICE), torch.arange(1, 1025, 16).to(DEVICE)
+    t = t.clamp(max=1000)
+    with torch.no_grad():
+        exact = network(x_t, t)
+        with runtime.autocast(DEVICE):
+            rounded = network(x_t, t)
+    assert rounded.dtype == torch.bfloat16 and next(network.parameters()).dtype == torch.float32
+    assert (rounded - exact).square().mean().sqrt() < 0.03 * exact.square().mean().sqrt()
+
+
+def test_indices_out_of_range_on_the_gpu_do_not_wait_for_it():
+    """t on a GPU is not read back to be checked, so that no step waits."""
+    schedule = linear(10)
+    x = torch.zeros(2, 1, device=DEVICE)
+    assert q_sample(x, torch.tensor([1, 10], device=DEVICE), x, schedule).device.type == DEVICE
+
+
+def test_compiling_does_not_change_what_is_learned():
+    x = torch.rand(32, 1, 8, 8, generator=runtime.generator(1)).to(DEVICE) * 2 - 1
+    losses = []
+    for compiled in False, True:
+        network, noise, schedule = small().to(DEVICE), runtime.generator(2, DEVICE), linear(100)
+        if compiled:
+            network.compile()
+        update = Descent(
+            network, lambda x_0, n=network, g=noise, s=schedule: simple_loss(n, x_0, s, g), 20, ema=average(network)
+        )
+        losses.append([update((x,))["loss"].item() for _ in range(20)])
+    assert max(abs(a - b) for a, b in zip(*losses, strict=True)) < 0.02 * losses[0][0]
+
+
+def test_a_run_goes_on_bit_for_bit(tmp_path):
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        recipe = recipes.recipe("digits-ddpm", steps=12)
+        for _ in recipes.train(recipe, tmp_path / "whole", DEVICE, compiled=False):
+            pass
+        walk = recipes.train(recipe, tmp_path / "parts", DEVICE, compiled=False, checkpoint=0.0)
+        for _ in range(5):
+            next(walk)
+        walk.close()
+        for _ in recipes.train(recipe, tmp_path / "parts", DEVICE, compiled=False):
+            pass
+    finally:
+        torch.use_deterministic_algorithms(False)
+    whole, parts = (read(tmp_path / name / "weights.safetensors")[0] for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_sampling_on_the_gpu_is_as_good_as_its_header_says():
+    model = zoo.load("mnist-ddpm", DEVICE)
+    found = zoo.evaluate(model, 1000, steps=50)["frechet"]
+    assert found < 3 * zoo.judge("mnist-classifier").header["results"]["floor"]["1000"][0]
+    assert zoo.draw(model, 3, "ddpm", len(subsequence(1000, 20)) - 1).device.type == "cpu"
+
+
+def test_a_gpu_reaches_a_good_share_of_its_peak_on_the_network_of_the_paper():
+    """40 % of the measured bfloat16 peak in a training step, compiled, at the batch of the paper."""
+    assert bench.utilisation("cifar10-ddpm", DEVICE) > 0.4
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_learn_what_one_learns(tmp_path):
+    command = ["-m", "diffutils", "train", "digits-ddpm-canonical", "--steps", "20"]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    for start, options in ([], ["--micro", "2", "--out", tmp_path / "one"]), (torchrun, ["--out", tmp_path / "two"]):
+        subprocess.run([sys.executable, *start, *command, *options], check=True, timeout=300)
+    one, two = (read(tmp_path / name / "weights.safetensors")[0] for name in ("one", "two"))
+    assert max((one[name].float() - two[name].float()).abs().max() for name in one) < 5e-3
