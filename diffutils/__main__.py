@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,55 +12,62 @@ import torch
 
 from . import bench, recipes, runtime, zoo
 from . import race as races
+from .training import Step
 
 
 def train(options: argparse.Namespace) -> None:
     """Follow a recipe; under ``torchrun`` with several processes."""
-    changes = {key: value for key, value in vars(options).items() if key in ("steps", "seed", "batch") and value}
+    changes = {key: getattr(options, key) for key in ("steps", "seed", "batch") if getattr(options, key) is not None}
     recipe = recipes.recipe(options.recipe, **changes)
     folder = Path(options.out or Path("runs") / options.recipe)
     together = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    on_gpu = runtime.device(options.device).type == "cuda"
     if together:
-        on_gpu = torch.cuda.is_available() and options.device != "cpu"
-        if on_gpu:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
     runtime.fast_float32()
-    log = _tensorboard(folder) if options.tensorboard and runtime.place()[0] == 0 else None
-    every = options.every or (1 if runtime.device(options.device).type == "cpu" else 20)
-    seconds = 60 * options.minutes if options.minutes else None
-    step = None
     try:
-        for step in recipes.train(
+        run = recipes.Run(
             recipe,
             folder,
             options.device,
-            seconds,
+            None if options.minutes is None else 60 * options.minutes,
             options.micro,
             options.shard,
             options.compile,
             options.snapshots,
-            every,
-        ):
-            if log:
-                for name, value in step.losses.items():
-                    log.add_scalar(name, value, step.index)
+            options.every or (20 if on_gpu else 1),
+        )
+        first = runtime.place()[0] == 0
+        walk = _logged(run, options.tensorboard, not options.shard) if options.tensorboard and first else run
+        for _ in walk:
+            pass
+        if first and run.update.index:
+            print(f"{run.update.index} steps in {run.budget.spent():.0f} s: {folder / 'weights.safetensors'}")
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise
     finally:
-        if log:
-            log.close()
         if together:
             torch.distributed.destroy_process_group()
-    if step:
-        print(f"{step.index} steps in {step.seconds:.0f} s, loss {step.losses['loss']:.4f}")
-    print(f"weights: {folder / 'weights.safetensors'}")
 
 
-def _tensorboard(folder: Path) -> Any:
+def _logged(run: recipes.Run, every: int, drawing: bool) -> Iterator[Step]:
+    """The run's steps, their losses written for TensorBoard, and a grid of samples every so many steps.
+
+    There are no samples when no process has the whole network.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ValueError("--tensorboard: needs the package tensorboard (pip install tensorboard)") from error
-    return SummaryWriter(str(folder))
+    with SummaryWriter(str(run.folder)) as writer:
+        for step in run:
+            for name, value in step.losses.items():
+                writer.add_scalar(name, value, step.index)
+            if drawing and run.recipe["method"] == "ddpm" and step.index % every < run.every:
+                images = zoo.draw(zoo.model(run.average, {"recipe": run.recipe}), 64, steps=20)
+                writer.add_images("samples", (images + 1) / 2, step.index)
+            yield step
 
 
 def sample(options: argparse.Namespace) -> None:
@@ -79,7 +87,7 @@ def evaluate(options: argparse.Namespace) -> None:
     for name in options.recipe:
         header = zoo.weights(name)[1]
         if header["recipe"]["method"] == "classifier":
-            found = zoo.calibrate(name, options.record or Path(name).parent)
+            found = zoo.calibrate(name, options.record)
         else:
             model = zoo.load(name, options.device)
             seeds = range(options.seed, options.seed + options.repeats)
@@ -151,7 +159,7 @@ def parser() -> argparse.ArgumentParser:
     add(one, "--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: on GPUs)")
     add(one, "--snapshots", type=int, default=0, help="also keep weights at 1/2, 1/4, ... of the steps")
     add(one, "--every", type=int, help="read the losses every so many steps (default: 1, on a GPU 20)")
-    add(one, "--tensorboard", action="store_true", help="write the losses for TensorBoard into the folder")
+    add(one, "--tensorboard", type=int, metavar="N", help="write losses, and samples every N steps, for TensorBoard")
 
     for name, run in ("sample", sample), ("evaluate", evaluate):
         one = command(name, run)
@@ -195,10 +203,10 @@ def main() -> int:
     try:
         options.run(options)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        text = getattr(error, "strerror", None) or str(error)
+        print("error:", " ".join(text.split()), file=sys.stderr)
         return 1
     return 0
 

@@ -135,7 +135,8 @@ class Checkpoints:
             raise ValueError(f"keep: must be at least 1, got {keep}")
         if every < 0:
             raise ValueError(f"every: must not be negative, got {every}")
-        self.folder, self.recipe, self.every, self.keep, self.parts = Path(folder), recipe, every, keep, parts
+        self.folder, self.every, self.keep, self.parts = Path(folder), every, keep, parts
+        self.recipe = json.loads(json.dumps(recipe))  # as it will be read: tuples become lists
 
     def files(self) -> list[Path]:
         """The checkpoints that are there, oldest first."""
@@ -153,15 +154,19 @@ class Checkpoints:
     def restore(self) -> int:
         """Put everything back as the last checkpoint has it; the index of its step, or 0 if there is none.
 
-        What a killed process left half written is removed. Raises ``ValueError`` if the last checkpoint is damaged, or
-        belongs to another recipe.
+        What a killed process left half written is removed. Raises ``OSError`` if the folder cannot be written, and
+        ``ValueError`` if the last checkpoint is damaged, belongs to another recipe, or is not there for all processes.
         """
         if place()[0] == 0:
-            for half in self.folder.glob(".step-*.safetensors.*"):
-                half.unlink()
-        if not self.files():
+            self._prepare()
+        files = self.files()
+        if _differ(files[-1].name if files else ""):
+            raise ValueError(
+                f"{self.folder}: the processes do not see the same files there; it must be a shared folder"
+            )
+        if not files:
             return 0
-        path = self.files()[-1]
+        path = files[-1]
         try:
             tensors, header = read(path)
         except ValueError as error:
@@ -175,3 +180,23 @@ class Checkpoints:
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
         return header["index"]
+
+    def _prepare(self) -> None:
+        """Find out now whether files can be written, not after an hour's work."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise OSError(error.errno, f"{self.folder}: nothing can be written there ({error.strerror})") from error
+        for half in self.folder.glob(".*.safetensors.*"):
+            half.unlink()
+
+
+def _differ(value: Any) -> bool:
+    """Whether the processes that train together have different values."""
+    everyone: list[Any] = [value]
+    if (world := place()[1]) > 1:
+        everyone = [None] * world
+        torch.distributed.all_gather_object(everyone, value)
+    return any(other != everyone[0] for other in everyone)

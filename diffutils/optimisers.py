@@ -8,8 +8,8 @@ from torch.optim import Optimizer
 def make(name: str, network: nn.Module) -> list[Optimizer]:
     """The optimisers called ``name`` for the network's parameters, with learning rates yet to be set.
 
-    ``adam``: one, for all. ``muon``: :class:`Muon` for the weights of hidden layers, Adam for the rest (biases, norms,
-    embeddings, and the first and last layer, which touch data). Raises ``ValueError`` for another name.
+    ``adam``: one, for all. ``muon``: :class:`Muon` for the weights of hidden layers, Adam for the rest: biases, norms,
+    embeddings, and what is called ``enter``, ``leave`` or ``head``. Raises ``ValueError`` for another name.
     Source: Kingma & Ba (2015); Jordan et al. (2024).
     """
     if name not in ("adam", "muon"):
@@ -20,7 +20,8 @@ def make(name: str, network: nn.Module) -> list[Optimizer]:
     for name, weight in network.named_parameters():
         outer = name.removeprefix("module.").split(".")[0] in ("enter", "leave", "time", "label", "head")
         (rest if outer or weight.ndim < 2 else hidden).append(weight)
-    return [Muon(hidden), torch.optim.Adam(rest, betas=(0.9, 0.99), fused=True)]
+    adam = torch.optim.Adam(rest, betas=(0.9, 0.99), fused=True)
+    return [Muon(hidden), adam] if hidden else [adam]
 
 
 class Muon(Optimizer):
@@ -50,7 +51,9 @@ class Muon(Optimizer):
                 if weight.grad is None:
                     continue
                 state = self.state[weight]
-                momentum = state.setdefault("momentum", torch.zeros_like(weight))
+                if not state:
+                    state["momentum"] = torch.zeros_like(weight)
+                momentum = state["momentum"]
                 momentum.lerp_(weight.grad, 1 - mu)
                 step = orthogonal(weight.grad.lerp(momentum, mu).flatten(1))
                 scale = 0.2 * max(step.shape) ** 0.5

@@ -119,7 +119,8 @@ def convert(value: Tensor, x_t: Tensor, t: int | Tensor, schedule: Schedule, sou
     signal = at(schedule.alpha_bar.sqrt(), t, x_t)
     noise = at((1 - schedule.alpha_bar).sqrt(), t, x_t)
     t = torch.as_tensor(t, device=x_t.device)
-    x_0_weight, x_t_weight, _ = (_column(weight, x_t) for weight in posterior_weights(t, t - 1, schedule))
+    if "mean" in (source, target):
+        x_0_weight, x_t_weight, _ = (_column(weight, x_t) for weight in posterior_weights(t, t - 1, schedule))
     match source:
         case "x_0":
             x_0 = value

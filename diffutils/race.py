@@ -1,5 +1,6 @@
 """Who draws best after equal time: recipes against each other, and against other libraries with their own defaults."""
 
+import importlib.util
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ Trained = tuple[Denoiser, Schedule, int, int]
 def _recipe(name: str, x: Tensor, seconds: float, seed: int, device: torch.device) -> Trained:
     with tempfile.TemporaryDirectory() as folder:
         recipe = recipes.recipe(name, seed=seed)
-        for _ in recipes.train(recipe, folder, str(device), seconds=seconds):
+        for _ in recipes.Run(recipe, folder, device, seconds, checkpoint=float("inf")):
             pass
         model = zoo.load(Path(folder) / "weights.safetensors", device)
     return model.denoise, model.schedule, _size(model.network), model.header["trained"]["images"]
@@ -83,7 +84,8 @@ def _lucidrains(x: Tensor, seconds: float, seed: int, device: torch.device) -> T
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet
 
     with runtime.seeded(seed):
-        network = Unet(64, dim_mults=(1, 2, 4, 8), flash_attn=True, channels=x.shape[1])
+        # the front page has flash attention on; on a GPU that takes no float32, in which the Trainer works by default
+        network = Unet(64, dim_mults=(1, 2, 4, 8), flash_attn=device.type == "cpu", channels=x.shape[1])
     diffusion = GaussianDiffusion(network, image_size=x.shape[-1], timesteps=1000).to(device)
     optimiser = torch.optim.Adam(diffusion.parameters(), 1e-4, (0.9, 0.99))
     ema = ema_pytorch.EMA(diffusion, beta=0.995, update_every=10)
@@ -138,13 +140,18 @@ def race(
 
     ``names`` are recipes or ``diffusers`` or ``denoising-diffusion-pytorch``, which bring their own network, schedule,
     optimiser and batch; the sampler is the same for all. One result for each name and seed, as it comes. Raises
-    ``ValueError`` for a name that is neither, and for an n at which the judge knows no floor.
+    ``ValueError`` for a name that is neither, a library that is not installed, a recipe on other data than the judge's,
+    and an n at which the judge knows no floor, all before the first is trained.
     """
     names, by, where = list(names), zoo.judge(judge), runtime.device(device)
     known = recipes.recipes()
     for name in names:
-        if name not in known and name not in LIBRARIES:
-            raise ValueError(f"names: must be recipes or {', '.join(LIBRARIES)}, got {name!r}")
+        if name in LIBRARIES:
+            if not importlib.util.find_spec(name.replace("-", "_")):
+                raise ValueError(f"names: {name} is not installed (pip install {name})")
+        elif known.get(name, {}).get("judge") != judge:
+            raise ValueError(f"names: must be recipes judged by {judge}, or {', '.join(LIBRARIES)}, got {name!r}")
+    zoo.check_n(by, n)
     x = data.images(known[judge]["data"]).x.to(where)
     for seed in seeds:
         for name in names:

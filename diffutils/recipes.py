@@ -1,17 +1,18 @@
 """Named recipes and how to follow them.
 
-A recipe is plain data (``zoo/recipes.toml``): network, objective, schedule, budget, seed. :func:`train` follows one.
+A recipe is plain data (``zoo/recipes.toml``): network, objective, schedule, budget, seed. A :class:`Run` follows one.
 """
 
 import itertools
 import os
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -69,24 +70,13 @@ def objective(recipe: Recipe, network: nn.Module, noise: Iterator[torch.Generato
     """What the recipe minimises, as a function of a batch (images, classes)."""
     if recipe["method"] == "classifier":
         return lambda x, y: objectives.classification_loss(network, x, y, next(noise), recipe["shift"])
-    chain = schedule(recipe)
+    chain = schedule(recipe).to(next(network.parameters()).device)
     return lambda x_0, y: objectives.simple_loss(network, x_0, chain, next(noise), recipe["predicts"])
 
 
-def train(
-    recipe: Recipe,
-    folder: Path | str,
-    device: str | None = None,
-    seconds: float | None = None,
-    micro: int = 1,
-    shard: bool = False,
-    compiled: bool | None = None,
-    snapshots: int = 0,
-    every: int = 1,
-    checkpoint: float = 60,
-    progress: bool | None = None,
-) -> Iterator[Step]:
-    """Follow a recipe, from the last checkpoint in ``folder`` if there is one; then write ``weights.safetensors``.
+class Run(Iterable[Step]):
+    """A recipe being followed: iterate over it to train, from the last checkpoint in ``folder`` if there is one; at the
+    end it writes ``weights.safetensors`` there.
 
     Args:
         recipe: as :func:`recipe` gives it.
@@ -94,7 +84,8 @@ def train(
         device: by default a GPU if there is one. Under ``torchrun`` each process takes its own.
         seconds: train so long, instead of the recipe's number of steps.
         micro: parts to divide each process's batch in. The noise of a part has its own seed, so P processes of M parts
-            train the same weights as 1 process of P M parts, up to rounding.
+            train the same weights as 1 process of P M parts, up to rounding (but for dropout, and for a classifier's
+            batch statistics, which are each process's own).
         shard: with several processes, spread the weights over them (FSDP), for networks too large for one GPU.
         compiled: compile the network (``torch.compile``); by default on GPUs only.
         snapshots: also keep the average as it is after 1/2, 1/4, ... of the steps, so many times.
@@ -102,74 +93,121 @@ def train(
         checkpoint: seconds from one checkpoint to the next.
         progress: show a bar; by default in a terminal.
 
-    Raises what :func:`diffutils.training.fit` raises, and ``OSError`` if nothing can be written in ``folder``.
+    Iterating raises what :func:`diffutils.training.fit` raises, and ``OSError`` if nothing can be written in
+    ``folder``.
     """
-    rank, world = runtime.place()
-    where = runtime.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" and world > 1 else device)
-    network = build(recipe).to(where)
-    ema = training.average(network, recipe["ema"])
-    if compiled if compiled is not None else where.type == "cuda":
-        network.compile()
-    if world > 1 and shard:
-        for of in network, ema.module:
-            for module in of.modules():
-                if isinstance(module, ResBlock | Attention):
-                    fully_shard(module)
-            fully_shard(of)
-    elif world > 1:
-        network = DistributedDataParallel(network)
 
-    seed = 10_000 * recipe["seed"]
-    noise = [runtime.generator(seed + 1 + rank * micro + i, where) for i in range(micro)]
-    images = data.images(recipe["data"])
-    batches = training.Batches(
-        *(tensor.to(where) for tensor in images), size=recipe["batch"], generator=runtime.generator(seed, where)
-    )
-    budget = training.Budget(None if seconds else recipe["steps"], seconds)
-    update = training.Descent(
-        network,
-        objective(recipe, network, itertools.cycle(noise)),
-        budget,
-        recipe["lr"],
-        ema,
-        warmup=recipe["warmup"],
-        optimiser=recipe["optimiser"],
-        micro=micro,
-        bf16=recipe["bf16"],
-    )
-    saved = checkpoints.Checkpoints(
-        folder,
-        recipe | {"seconds": seconds},
-        checkpoint,
-        budget=budget,
-        update=update,
-        batches=batches,
-        randomness=training.Randomness(*noise),
-    )
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path | str,
+        device: str | torch.device | None = None,
+        seconds: float | None = None,
+        micro: int = 1,
+        shard: bool = False,
+        compiled: bool | None = None,
+        snapshots: int = 0,
+        every: int = 1,
+        checkpoint: float = 60,
+        progress: bool | None = None,
+    ):
+        rank, world = runtime.place()
+        where = runtime.device(device)
+        if where.type == "cuda" and world > 1:
+            where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(where)
+        self.recipe, self.folder, self.device = recipe, Path(folder), where
+        network = build(recipe).to(where)
+        ema = training.average(network, recipe["ema"])
+        self.average = ema.module
+        if compiled if compiled is not None else where.type == "cuda":
+            network.compile()
+        if world > 1:
+            network = _spread(network, ema.module, shard, where)
 
-    keep = {recipe["steps"] >> i for i in range(1, snapshots + 1)} if seconds is None else set()
-    with runtime.seeded(seed + 1 + rank):
-        for step in training.fit(update, batches, budget, every, saved, progress):
-            if step.index in keep:
-                _write_weights(Path(folder) / f"weights-{step.index:08d}.safetensors", recipe, update, step, where)
+        seed = 10_000 * recipe["seed"]
+        noise = [runtime.generator(seed + 1 + rank * micro + i, where) for i in range(micro)]
+        self.batches = training.Batches(
+            *(tensor.to(where) for tensor in _images(recipe["data"])),
+            size=recipe["batch"],
+            generator=runtime.generator(seed, where),
+        )
+        self.randomness = training.Randomness(*noise, seed=seed + 5000 + rank, device=where)
+        self.budget = training.Budget(recipe["steps"] if seconds is None else None, seconds)
+        self.update = training.Descent(
+            network,
+            objective(recipe, network, itertools.cycle(noise)),
+            self.budget,
+            recipe["lr"],
+            ema,
+            warmup=recipe["warmup"],
+            optimiser=recipe["optimiser"],
+            micro=micro,
+            bf16=recipe["bf16"],
+        )
+        settings = {"seconds": seconds, "micro": micro, "processes": world, "device": where.type}
+        self.checkpoints = checkpoints.Checkpoints(
+            folder,
+            {key: value for key, value in recipe.items() if key != "about"} | settings,
+            checkpoint,
+            budget=self.budget,
+            update=self.update,
+            batches=self.batches,
+            randomness=self.randomness,
+        )
+        self.every, self.progress = every, progress
+        self.snapshots = {recipe["steps"] >> i for i in range(1, snapshots + 1)} if seconds is None else set()
+
+    def __iter__(self) -> Iterator[Step]:
+        def update(batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+            with self.randomness.inside():
+                return self.update(batch)
+
+        walk = training.fit(
+            update, self.batches, self.budget, self.every, self.snapshots, self.checkpoints, self.progress
+        )
+        for step in walk:
+            if step.index in self.snapshots:
+                self._write(f"weights-{step.index:08d}.safetensors", step.seconds)
             yield step
-    step = Step(update.index, {}, budget.spent())
-    _write_weights(Path(folder) / "weights.safetensors", recipe, update, step, where)
+        self._write("weights.safetensors", self.budget.spent())
+
+    def _write(self, name: str, seconds: float) -> None:
+        """The average's weights in float16, with how they came about in the header."""
+        average, (rank, world) = self.update.average(), runtime.place()
+        if rank:
+            return
+        steps = self.update.index
+        trained = {"steps": steps, "images": steps * self.recipe["batch"], "seconds": round(seconds, 1)}
+        trained |= {"processes": world} | runtime.setting(self.device)
+        half = {
+            key.removeprefix("module."): value.half() if value.is_floating_point() else value
+            for key, value in average.items()
+            if key != "n_averaged"
+        }
+        header = {"recipe": self.recipe, "trained": trained, "results": {}}
+        checkpoints.write(self.folder / name, half, header)
 
 
-def _write_weights(path: Path, recipe: Recipe, update: training.Descent, step: Step, where: torch.device) -> None:
-    """The average's weights in float16, with how they came about in the header."""
-    average = update.state_dict()["ema"]
+def _images(name: str) -> data.Images:
+    """The training images; with several processes, the first one fetches them before the others look."""
     rank, world = runtime.place()
     if rank:
-        return
-    tensors = {name.removeprefix("module."): value for name, value in average.items() if name != "n_averaged"}
-    trained = {
-        "steps": step.index,
-        "images": step.index * recipe["batch"],
-        "seconds": round(step.seconds, 1),
-        "processes": world,
-    }
-    trained |= runtime.setting(where)
-    half = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
-    checkpoints.write(path, half, {"recipe": recipe, "trained": trained, "results": {}})
+        torch.distributed.barrier()
+    images = data.images(name)
+    if world > 1 and not rank:
+        torch.distributed.barrier()
+    return images
+
+
+def _spread(network: nn.Module, average: nn.Module, shard: bool, where: torch.device) -> nn.Module:
+    """The network as several processes train it: each with all of it, or each with a share of every block."""
+    if not shard:
+        return DistributedDataParallel(network)
+    mesh = init_device_mesh(where.type, (runtime.place()[1],))
+    for of in network, average:
+        for module in of.modules():
+            if isinstance(module, ResBlock | Attention):
+                fully_shard(module, mesh=mesh)
+        fully_shard(of, mesh=mesh)
+    return network

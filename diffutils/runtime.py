@@ -39,9 +39,11 @@ def generator(seed: int, device: torch.device | str = "cpu") -> Generator:
 
 
 @contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Inside, what torch draws on its own (first weights, dropout) follows from ``seed``; outside, nothing changes."""
-    with torch.random.fork_rng():
+def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Inside, what torch draws on its own (first weights, dropout) on the CPU and on ``device`` follows from ``seed``;
+    outside, nothing changes.
+    """
+    with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
@@ -53,7 +55,7 @@ def has_bf16(device: torch.device | str) -> bool:
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported()
+    return torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
 
 
 def autocast(device: torch.device | str, enabled: bool = True) -> contextlib.AbstractContextManager:

@@ -7,12 +7,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.distributed.checkpoint import state_dict as whole
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -20,7 +21,7 @@ from tqdm.auto import tqdm
 
 from . import optimisers
 from .checkpoints import Checkpoints
-from .runtime import autocast, place
+from .runtime import autocast, place, seeded
 
 Update = Callable[[tuple[Tensor, ...]], dict[str, Tensor]]
 """batch -> named losses, having changed whatever it trains."""
@@ -61,8 +62,11 @@ class Budget:
         return self._before + time.perf_counter() - self._started
 
     def fraction(self, index: int) -> float:
-        """The share of the budget that is used up after ``index`` steps."""
-        return index / self.steps if self.steps else self.spent() / self.seconds
+        """The share of the budget that is used up after ``index`` steps.
+
+        When several processes train together, the first one's clock counts, and all of them must ask.
+        """
+        return index / self.steps if self.steps else _first(self.spent()) / self.seconds
 
     def state_dict(self) -> dict[str, float]:
         """The seconds spent."""
@@ -117,19 +121,42 @@ class Batches(Iterator[tuple[Tensor, ...]]):
 
 
 class Randomness:
-    """The random states of a run, so that they can be saved: the generators given, and torch's own (for dropout).
+    """The random states of a run: the generators given, and a state of its own for what torch draws by itself
+    (dropout), which begins with ``seed`` and is in force :meth:`inside`.
 
-    With several processes, those of all of them: every process must ask for the state, and gets its own back.
+    It can be saved. With several processes the states of all of them are: every process must ask for the state, and
+    takes its own back.
     """
 
-    def __init__(self, *generators: Generator):
-        self.generators = generators
+    def __init__(self, *generators: Generator, seed: int = 0, device: torch.device | str = "cpu"):
+        self.generators, self.device = generators, torch.device(device)
+        with seeded(seed, device):
+            self.own = self._now()
+
+    def _now(self) -> list[Tensor]:
+        if self.device.type == "cuda":
+            return [torch.get_rng_state(), torch.cuda.get_rng_state(self.device)]
+        return [torch.get_rng_state()]
+
+    def _set(self, states: list[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        if len(states) > 1:
+            torch.cuda.set_rng_state(states[1], self.device)
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """Inside, torch draws from this run's state; outside, from whatever it drew from before."""
+        before = self._now()
+        self._set(self.own)
+        try:
+            yield
+        finally:
+            self.own = self._now()
+            self._set(before)
 
     def state_dict(self) -> dict[str, Any]:
-        """For each process, the states of its generators and of torch's own."""
-        mine = [generator.get_state() for generator in self.generators] + [torch.get_rng_state()]
-        if torch.cuda.is_available():
-            mine.append(torch.cuda.get_rng_state())
+        """For each process, the states of its generators, and the run's own."""
+        mine = {"generators": [generator.get_state() for generator in self.generators], "own": self.own}
         everyone: list[Any] = [mine]
         if (world := place()[1]) > 1:
             everyone = [None] * world
@@ -137,7 +164,7 @@ class Randomness:
         return {"processes": everyone}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put the states back. Raises ``ValueError`` if they are those of another number of processes."""
+        """Put the states back. Raises ``ValueError`` if they are those of other processes or generators."""
         rank, world = place()
         if len(state["processes"]) != world:
             raise ValueError(
@@ -145,11 +172,11 @@ class Randomness:
                 f"start as many again"
             )
         mine = state["processes"][rank]
-        for generator, saved in zip(self.generators, mine, strict=False):
+        if len(mine["generators"]) != len(self.generators) or len(mine["own"]) != len(self.own):
+            raise ValueError("this checkpoint is of a run with other generators, or on another kind of device")
+        for generator, saved in zip(self.generators, mine["generators"], strict=True):
             generator.set_state(saved)
-        torch.set_rng_state(mine[len(self.generators)])
-        if torch.cuda.is_available() and len(mine) > len(self.generators) + 1:
-            torch.cuda.set_rng_state(mine[-1])
+        self.own = mine["own"]
 
 
 def average(network: nn.Module, decay: float = 0.999) -> AveragedModel:
@@ -231,9 +258,7 @@ class Descent:
         where = next(self.network.parameters()).device
         total = torch.zeros((), device=where)
         for i, part in enumerate(parts):
-            last = i == len(parts) - 1
-            wait = not last and isinstance(self.network, DistributedDataParallel)  # gradients travel once a step
-            with self.network.no_sync() if wait else contextlib.nullcontext():
+            with _together(self.network, now=i == len(parts) - 1):
                 with autocast(where, self.bf16):
                     value = self.loss(*part) / len(parts)
                 value.backward()
@@ -245,22 +270,39 @@ class Descent:
 
         However the network is spread over processes, the first of them gets its tensors whole, the others nothing.
         """
-        network, optimiser = whole.get_state_dict(self.network, self.optimisers, options=_WHOLE)
-        ema = None if self.ema is None else whole.get_model_state_dict(self.ema, options=_WHOLE)
-        return {"network": network, "ema": ema, "optimiser": optimiser, "index": self.index}
+        network = whole.get_model_state_dict(self.network, options=_WHOLE)
+        optimiser = None  # there is nothing to save before the first step, and asking would change it
+        if self.index:
+            optimiser = whole.get_optimizer_state_dict(self.network, self.optimisers, options=_WHOLE)
+        return {"network": network, "ema": self.average(), "optimiser": optimiser, "index": self.index}
+
+    def average(self) -> dict[str, Any] | None:
+        """The state of the average, whole in the first process, or ``None`` if there is none."""
+        return None if self.ema is None else whole.get_model_state_dict(self.ema, options=_WHOLE)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state."""
-        network, optimiser = state["network"], state["optimiser"]
-        whole.set_state_dict(
-            self.network, self.optimisers, model_state_dict=network, optim_state_dict=optimiser, options=_WHOLE
-        )
+        whole.set_model_state_dict(self.network, state["network"], options=_WHOLE)
+        if state["index"]:
+            whole.set_optimizer_state_dict(self.network, self.optimisers, state["optimiser"], options=_WHOLE)
         if self.ema is not None:
             whole.set_model_state_dict(self.ema, state["ema"], options=_WHOLE)
         self.index = state["index"]
 
 
 _WHOLE = whole.StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+@contextlib.contextmanager
+def _together(network: nn.Module, now: bool) -> Iterator[None]:
+    """Gradients travel between processes once a step: with its last part."""
+    if isinstance(network, DistributedDataParallel) and not now:
+        with network.no_sync():
+            yield
+    else:
+        if isinstance(network, FSDPModule):
+            network.set_requires_gradient_sync(now)
+        yield
 
 
 def plain(network: nn.Module) -> nn.Module:
@@ -280,6 +322,7 @@ def fit(
     batches: Iterable[tuple[Tensor, ...]],
     steps: int | Budget,
     every: int = 1,
+    at: Collection[int] = (),
     checkpoints: Checkpoints | None = None,
     progress: bool | None = None,
 ) -> Iterator[Step]:
@@ -291,6 +334,7 @@ def fit(
         batches: may be endless.
         steps: how many, or a :class:`Budget`.
         every: yield after so many updates. Losses are read only then, and a GPU need not wait for them in between.
+        at: yield after these updates too.
         checkpoints: go on from the last one, if there is one, and save more. While they are given, Ctrl-C and SIGTERM
             let the update end and save a last one before they stop the run.
         progress: show a bar with the time left; by default only in a terminal, and not where ``CI`` is set.
@@ -312,40 +356,51 @@ def fit(
             recent: list[dict[str, Tensor]] = []
             for batch in itertools.islice(walk, every):
                 recent.append(update(batch))
-                if budget.fraction(index + len(recent)) >= 1 or stops:
+                done = index + len(recent)
+                # a signal is one process's own: with several, they agree on it below
+                if budget.fraction(done) >= 1 or done in at or (stops and place()[1] == 1):
                     break
             if not recent:
-                raise ValueError(f"batches: ran out after {index} of {budget.steps or 'endless'} steps")
+                raise ValueError(f"batches: ran out after {index}{f' of {budget.steps}' if budget.steps else ''} steps")
             losses = _mean(recent, index)
             index += len(recent)
             bar.update(len(recent) if budget.steps else budget.spent() - bar.n)
             stop = _any_process(stops)
-            if checkpoints and (stop or budget.fraction(index) >= 1 or _due(budget.spent() - saved, checkpoints)):
-                checkpoints.save(index)
-                saved = budget.spent()
+            if checkpoints:
+                due = _first(budget.spent() - saved >= checkpoints.every)
+                if stop or due or budget.fraction(index) >= 1:
+                    checkpoints.save(index)
+                    saved = budget.spent()
             if stop:
                 raise stop
             yield Step(index, losses, budget.spent())
 
 
 def _mean(recent: list[dict[str, Tensor]], index: int) -> dict[str, float]:
-    """Each loss averaged over the updates after step ``index``; the first that is not finite stops the run."""
-    values = {name: torch.stack([losses[name].detach() for losses in recent]).tolist() for name in recent[0]}
-    for i in range(len(recent)):
-        for name in values:
-            if not math.isfinite(values[name][i]):
+    """Each loss averaged over processes and over the updates after step ``index`` that have it; the first that is not
+    finite stops the run.
+    """
+    values: dict[str, list[float]] = {}
+    for i, losses in enumerate(recent):
+        together = torch.stack([loss.detach().double() for loss in losses.values()]) if losses else torch.empty(0)
+        if (world := place()[1]) > 1:
+            torch.distributed.all_reduce(together)
+            together /= world
+        for name, value in zip(losses, together.tolist(), strict=True):
+            if not math.isfinite(value):
                 raise FloatingPointError(
-                    f"step {index + i + 1}: {name} is {values[name][i]}: lower the learning rate, or look at the batch"
+                    f"step {index + i + 1}: {name} is {value}: lower the learning rate, or look at the batch"
                 )
+            values.setdefault(name, []).append(value)
     return {name: sum(of) / len(of) for name, of in values.items()}
 
 
-def _due(seconds: float, checkpoints: Checkpoints) -> bool:
-    """Whether it is time for a checkpoint; the first process's clock counts."""
-    due = [seconds >= checkpoints.every]
+def _first(value: Any) -> Any:
+    """The first process's value, for all to act on."""
+    values = [value]
     if place()[1] > 1:
-        torch.distributed.broadcast_object_list(due, src=0)
-    return due[0]
+        torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def _any_process(stops: list[BaseException]) -> BaseException | None:

@@ -60,11 +60,17 @@ def load(name: str | Path, device: str | torch.device | None = None) -> Model:
     Estimates of x_0 are kept in [-1, 1]. Raises as :func:`weights` does, and ``ValueError`` if it is a classifier.
     """
     network, header = weights(name)
+    return model(network.to(runtime.device(device)), header)
+
+
+def model(network: nn.Module, header: dict[str, Any]) -> Model:
+    """A network, trained by the recipe in ``header``, as a denoiser. Raises ``ValueError`` if it is a classifier."""
     recipe = header["recipe"]
     if recipe["method"] != "ddpm":
         raise ValueError(f"name: {recipe['name']} is a {recipe['method']}, and cannot be sampled")
-    chain, network = schedule(recipe), network.to(runtime.device(device))
-    return Model(denoiser(network, chain, recipe["predicts"], True, recipe["bf16"]), chain, network, header)
+    chain, where = schedule(recipe), next(network.parameters()).device
+    denoise = denoiser(network, chain.to(where), recipe["predicts"], True, recipe["bf16"])
+    return Model(denoise, chain, network, header)
 
 
 def kernel(model: Model, sampler: str, eta: float = 0.0) -> Kernel:
@@ -108,9 +114,12 @@ class Judge(NamedTuple):
 @functools.cache
 def judge(name: str) -> Judge:
     """The shipped classifier called ``name`` with its reference features. Raises as :func:`weights` does."""
-    network, _ = weights(name)
-    features, header = checkpoints.read(FOLDER / f"{name}-reference.safetensors")
-    return Judge(network, features["features"].float(), header)
+    network, of = weights(name)
+    path = FOLDER / f"{name}-reference.safetensors"
+    tensors, header = checkpoints.read(path)
+    if header["results"] != of["results"]:
+        raise ValueError(f"{path}: does not belong to the classifier beside it; evaluate that again")
+    return Judge(network, tensors["features"].float(), header)
 
 
 @torch.no_grad()
@@ -119,8 +128,8 @@ def features(network: Classifier, x: Tensor, size: int = 500) -> Tensor:
     return torch.cat([network.features(part) for part in x.split(size)])
 
 
-def calibrate(path: str | Path, folder: str | Path) -> dict[str, Any]:
-    """Measure a trained classifier, and write it with its reference features into ``folder``.
+def calibrate(path: str | Path, folder: str | Path | None = None) -> dict[str, Any]:
+    """Measure a trained classifier, and write it with its reference features into ``folder``, if one is given.
 
     Its recipe says which half of the data is the ``reference``; the floor at n is the mean and the standard deviation
     of the Fréchet distances from it of ten random sets of n images of the other half (of the one set there is, and no
@@ -142,6 +151,8 @@ def calibrate(path: str | Path, folder: str | Path) -> dict[str, Any]:
             spread = round(distances.std().item(), 5) if len(sets) > 1 else None
             floor[str(n)] = [round(distances.mean().item(), 5), spread]
     results = {"accuracy": right, "reference": f"{recipe['data']} {recipe['reference']}", "floor": floor}
+    if folder is None:
+        return results
     header["results"] = results
     tensors = {
         name: value.half() if value.is_floating_point() else value for name, value in network.state_dict().items()
@@ -160,7 +171,7 @@ def compare(by: Judge, x: Tensor, n: int) -> dict[str, Any]:
     classifier is more than 90 % sure of, and how many it counts in each class. Raises ``ValueError`` if the floor is
     not known at that n.
     """
-    _check_n(by, n)
+    check_n(by, n)
     seen = features(by.network, x)
     with torch.no_grad():
         sure, label = by.network.head(seen).softmax(1).max(1)
@@ -175,7 +186,8 @@ def compare(by: Judge, x: Tensor, n: int) -> dict[str, Any]:
     }
 
 
-def _check_n(by: Judge, n: int) -> None:
+def check_n(by: Judge, n: int) -> None:
+    """Raise ``ValueError`` if the judge knows no floor for n images."""
     floor = by.header["results"]["floor"]
     if str(n) not in floor:
         raise ValueError(f"n: the floor is known at {', '.join(floor)} images, got {n}")
@@ -186,7 +198,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Draw ``n`` images and :func:`compare` them with real ones; the time an image took beside it."""
     by = judge(model.header["recipe"]["judge"])
-    _check_n(by, n)
+    check_n(by, n)
     start = time.perf_counter()
     x = draw(model, n, sampler, steps, eta, seed)
     seconds = time.perf_counter() - start

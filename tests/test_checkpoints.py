@@ -187,6 +187,23 @@ def test_a_checkpoint_of_another_recipe_is_refused_and_stays(tmp_path):
     assert fresh.value == 0 and len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_recipe_with_tuples_is_the_same_recipe_when_it_is_read(tmp_path):
+    Checkpoints(tmp_path, {"levels": (1, 2)}, counter=Counter(3)).save(3)
+    assert Checkpoints(tmp_path, {"levels": (1, 2)}, counter=Counter()).restore() == 3
+
+
+def test_a_folder_that_cannot_be_written_is_found_out_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file/run: nothing can be written there"):
+        Checkpoints(tmp_path / "file" / "run", {}).restore()
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    for name in (".step-00000005.safetensors.abc", ".weights.safetensors.abc"):
+        (tmp_path / name).write_text("half")
+    assert Checkpoints(tmp_path, {}).restore() == 0 and not list(tmp_path.iterdir())
+
+
 def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path):
     saved = Checkpoints(tmp_path, {}, counter=Counter(1))
     saved.save(1)
@@ -237,11 +254,16 @@ def run(folder: str, every: float, started=None, steps: int = STEPS) -> None:
         optimiser="muon",
         micro=2,
     )
-    saved = Checkpoints(folder, {}, every, budget=budget, update=update, batches=batches, randomness=Randomness(*noise))
-    with seeded(5):
-        for _ in fit(update, batches, budget, checkpoints=saved):
-            if started is not None and not started.is_set():
-                started.set()
+    own = Randomness(*noise, seed=5)
+    saved = Checkpoints(folder, {}, every, budget=budget, update=update, batches=batches, randomness=own)
+
+    def step(batch):
+        with own.inside():
+            return update(batch)
+
+    for _ in fit(step, batches, budget, checkpoints=saved):
+        if started is not None and not started.is_set():
+            started.set()
     write(Path(folder) / "weights.safetensors", network.state_dict() | ema.state_dict(), {"steps": update.index})
 
 

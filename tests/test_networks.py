@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
+from diffutils.networks.classifier import Classifier
 from diffutils.networks.embedding import TimeEmbedding, sinusoids
 from diffutils.networks.mlp import MLP
 from diffutils.networks.unet import Attention, ResBlock, UNet
@@ -235,3 +237,50 @@ def test_a_network_in_float64_answers_in_float64():
 def test_mlp_refuses_points_of_another_dimension():
     with pytest.raises(ValueError, match=r"x_t: this network takes \(B, 3\), got \(2, 2\)"):
         MLP(3)(torch.zeros(2, 2), torch.ones(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_a_unet_of_patches_sees_and_answers_each_patch_as_channels(patch):
+    """The same inner network as one that is given the unfolded image: unfolding by hand changes nothing."""
+    size, grid = 16, 16 // patch
+    network = awake(UNet(size, 1, width=8, multipliers=(1, 2), blocks=1, attention=4, patch=patch))
+    x_t, t = randn(2, 1, size, size), torch.tensor([3, 700])
+    seen = []
+    network.enter[1].register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    network.leave[2].register_forward_hook(lambda _, __, output: seen.append(output))
+    out = network(x_t, t)
+    for values, image in ((seen[0], x_t), (seen[1], out)):
+        assert values.shape == (2, patch**2, grid, grid)
+        for i in range(patch):
+            for j in range(patch):
+                assert torch.equal(values[:, i * patch + j], image[:, 0, i::patch, j::patch])
+
+
+@pytest.mark.parametrize(("size", "patch"), [(8, 4), (8, 3), (32, 0), (32, 8)])
+def test_a_patch_that_leaves_too_little_is_refused(size, patch):
+    with pytest.raises(ValueError, match=f"patch: must be 1, 2 or 4 .*got {patch}"):
+        UNet(size, width=8, patch=patch)
+
+
+def test_attention_hands_the_fast_kernels_what_they_ask_for(monkeypatch):
+    seen = []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v: seen.extend([q, k, v]) or v)
+    Attention(64)(randn(2, 64, 4, 4))
+    assert all(tensor.shape == (2, 2, 16, 32) and tensor.stride(-1) == 1 for tensor in seen)
+
+
+@pytest.mark.parametrize("size", [8, 16, 32, 64])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_classifier_answers_with_logits_of_its_features(size, channels):
+    network = Classifier(size, channels, width=8, classes=7).eval()
+    x = randn(3, channels, size, size)
+    features = network.features(x)
+    assert features.shape == (3, 32) and (features >= 0).all()
+    assert torch.equal(network(x), network.head(features)) and network(x).shape == (3, 7)
+    with pytest.raises(ValueError, match=r"x: this network takes \(B, "):
+        network(x[:, :, :4])
+
+
+def test_a_classifier_of_another_size_is_refused():
+    with pytest.raises(ValueError, match="size: must be a power of two from 8 to 256, got 28"):
+        Classifier(28)

@@ -12,6 +12,7 @@ from diffutils.data import bumps
 from diffutils.metrics import interval
 from diffutils.objectives import (
     bound_terms,
+    classification_loss,
     decoder_term,
     discrete_log_prob,
     gaussian_kl,
@@ -312,3 +313,30 @@ def test_an_unknown_variance_is_refused():
     ):
         with pytest.raises(ValueError, match="variance: must be 'beta' or 'beta_tilde', got 'learned'"):
             term()
+
+
+def test_classification_loss_is_the_cross_entropy():
+    x, y = randn(4, 1, 6, 6), torch.tensor([0, 2, 1, 2])
+    logits = randn(4, 3, seed=1)
+    expected = -torch.stack([logits[i].log_softmax(0)[y[i]] for i in range(4)]).mean()
+    assert abs(classification_loss(lambda _: logits, x, y) - expected) < 1e-6
+
+
+def test_a_shift_moves_each_image_whole_by_its_own_random_amount():
+    seen, x = [], torch.arange(36.0).reshape(1, 1, 6, 6).expand(200, 2, 6, 6)
+    classification_loss(lambda z: seen.append(z) or z.flatten(1)[:, :2], x, torch.zeros(200).long(), seeded(0), shift=2)
+    (moved,) = seen
+    found = set()
+    for image in moved:
+        for dy in range(-2, 3):
+            for dx in range(-2, 3):
+                rows, columns = ((torch.arange(6) + d).clamp(0, 5) for d in (dy, dx))
+                if torch.equal(image, x[0][:, rows][:, :, columns]):
+                    found.add((dy, dx))
+                    break
+            else:
+                continue
+            break
+        else:
+            raise AssertionError("an image that is no shifted copy")
+    assert len(found) == 25  # each of the 5 x 5 moves comes up

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from diffutils import training
+from diffutils.checkpoints import Checkpoints
 from diffutils.data import bumps
 from diffutils.networks.mlp import MLP
 from diffutils.objectives import simple_loss
@@ -288,19 +289,88 @@ def test_batches_go_on_from_a_saved_place():
 
 def test_randomness_comes_back_dropout_included():
     generators = seeded(1), seeded(2)
-    randomness = Randomness(*generators)
+    randomness = Randomness(*generators, seed=3)
 
     def draw():
-        return [torch.randn(3, generator=generator) for generator in generators] + [
-            torch.nn.Dropout(0.5)(torch.ones(50))
-        ]
+        with randomness.inside():
+            dropped = torch.nn.Dropout(0.5)(torch.ones(50))
+        return [torch.randn(3, generator=generator) for generator in generators] + [dropped]
 
-    with torch.random.fork_rng():
-        draw()
-        state = randomness.state_dict()
-        first = draw()
-        randomness.load_state_dict(state)
-        assert all(torch.equal(a, b) for a, b in zip(first, draw(), strict=True))
+    before = torch.get_rng_state()
+    draw()
+    state = randomness.state_dict()
+    first, second = draw(), draw()
+    assert torch.equal(torch.get_rng_state(), before)  # the world outside is left alone
+    assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    randomness.load_state_dict(state)
+    assert all(torch.equal(a, b) for a, b in zip(first, draw(), strict=True))
+    with pytest.raises(ValueError, match="a run with other generators"):
+        Randomness(seeded(1)).load_state_dict(state)
+
+
+class TwoPlayers:
+    """The update of a GAN in miniature: two networks, two optimisers, and a penalty every third step only."""
+
+    def __init__(self):
+        self.networks = Weight(1.0, 2.0), Weight(-1.0)
+        self.steps = 0
+        first, second = self.networks
+        self.descents = (
+            Descent(first, lambda x: (first.w * x).square().mean(), 20, 0.1),
+            Descent(second, lambda x: (second.w.sum() - first.w.detach().sum()).square(), 20, 0.1, optimiser="muon"),
+        )
+
+    def __call__(self, batch):
+        self.steps += 1
+        losses = {name: d(batch)["loss"] for name, d in zip(("generator", "discriminator"), self.descents, strict=True)}
+        return losses | ({"penalty": torch.tensor(float(self.steps))} if self.steps % 3 == 0 else {})
+
+    def state_dict(self):
+        return {"steps": self.steps, "descents": [descent.state_dict() for descent in self.descents]}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+        for descent, own in zip(self.descents, state["descents"], strict=True):
+            descent.load_state_dict(own)
+
+
+def test_an_update_may_own_two_optimisers_and_lazy_losses_and_goes_on_from_a_checkpoint(tmp_path):
+    x = torch.randn(6, 2, generator=seeded(), dtype=torch.float64)
+
+    def train(folder, stop):
+        players, stream = TwoPlayers(), Batches(x, size=2, generator=seeded(1))
+        saved = Checkpoints(folder, {}, every=0, players=players, stream=stream)
+        return players, list(islice(fit(players, stream, 20, every=2, checkpoints=saved), stop))
+
+    whole, walk = train(tmp_path / "whole", None)
+    assert [step.losses.get("penalty") for step in walk[:4]] == [None, 3.0, 6.0, None]
+    assert set(walk[0].losses) == {"generator", "discriminator"}
+    train(tmp_path / "parts", 4)
+    parts, rest = train(tmp_path / "parts", None)
+    assert [step.index for step in rest] == [step.index for step in walk[4:]] and rest == [
+        step._replace(seconds=other.seconds) for step, other in zip(walk[4:], rest, strict=True)
+    ]
+    for one, two in zip(whole.networks, parts.networks, strict=True):
+        assert torch.equal(one.w, two.w)
+
+
+def test_fit_yields_after_the_updates_it_is_told_to():
+    walk = fit(lambda batch: {"loss": torch.tensor(1.0)}, [()] * 9, 9, every=4, at={3, 5})
+    assert [step.index for step in walk] == [3, 5, 9]
+
+
+def test_a_state_saved_before_the_first_step_changes_nothing():
+    weights = []
+    for look in False, True:
+        network = Weight(1.0, -2.0)
+        update = Descent(network, lambda: (network.w**2).sum(), 9, 0.1, warmup=1)  # noqa: B023
+        if look:
+            state = update.state_dict()
+            update.load_state_dict(state)
+        for _ in range(3):
+            update(())
+        weights.append(network.w.detach())
+    assert torch.equal(*weights)
 
 
 def regress(seed: int) -> tuple[nn.Module, list[float]]:

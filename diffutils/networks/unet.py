@@ -56,7 +56,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
         # (B, 3C, H, W) -> three of (B, heads, HW, C / heads)
-        q, k, v = self.qkv(self.norm(x)).reshape(B, 3, self.heads, C // self.heads, H * W).transpose(-1, -2).unbind(1)
+        qkv = self.qkv(self.norm(x)).reshape(B, 3, self.heads, C // self.heads, H * W)
+        q, k, v = qkv.transpose(-1, -2).contiguous().unbind(1)  # the fast kernels want the last dimension dense
         h = F.scaled_dot_product_attention(q, k, v)
         return x + self.leave(h.transpose(-1, -2).reshape(B, C, H, W))
 
