@@ -3,8 +3,10 @@
 Read the files in the order of the data: :mod:`~diffutils.runtime` (device, seeds), :mod:`~diffutils.data` (what is to
 be modelled), :mod:`~diffutils.schedules` and :mod:`~diffutils.process` (the fixed forward process),
 :mod:`~diffutils.networks` (what is learned), :mod:`~diffutils.objectives` (what is minimised),
-:mod:`~diffutils.training` (how), :mod:`~diffutils.samplers` (the reverse process), :mod:`~diffutils.metrics` (how
-well), :mod:`~diffutils.plots` (the figures). A file imports only from files earlier in this list.
+:mod:`~diffutils.optimisers`, :mod:`~diffutils.checkpoints` and :mod:`~diffutils.training` (how),
+:mod:`~diffutils.samplers` (the reverse process), :mod:`~diffutils.metrics` (how well), :mod:`~diffutils.plots` (the
+figures), :mod:`~diffutils.recipes` and :mod:`~diffutils.zoo` (trained networks), :mod:`~diffutils.bench` and
+:mod:`~diffutils.race` (how fast, and how good after equal time). A file imports only from files earlier in this list.
 """
 
 __version__ = "0.1.0"

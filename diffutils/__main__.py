@@ -107,7 +107,7 @@ def _keep(results: Any, out: str | None) -> None:
 
 def race(options: argparse.Namespace) -> None:
     """Train recipes, and other libraries with their defaults, for equal times; measure what they draw."""
-    setting = runtime.setting(runtime.device(options.device), *races.LIBRARIES)
+    setting = runtime.setting(runtime.device(options.device), *(name.split(",")[0] for name in races.LIBRARIES))
     results: dict[str, Any] = {"setting": setting, "results": []}
     for result in races.race(
         options.names, options.minutes, options.n, options.steps, options.seeds, options.judge, options.device

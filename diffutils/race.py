@@ -1,13 +1,16 @@
 """Who draws best after equal time: recipes against each other, and against other libraries with their own defaults."""
 
 import importlib.util
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from . import data, recipes, runtime, samplers, schedules, zoo
 from .process import Denoiser
@@ -27,29 +30,24 @@ def _recipe(name: str, x: Tensor, seconds: float, seed: int, device: torch.devic
     return model.denoise, model.schedule, _size(model.network), model.header["trained"]["images"]
 
 
-def _diffusers(x: Tensor, seconds: float, seed: int, device: torch.device) -> Trained:
-    """The library's example of unconditional training: its network, AdamW, batch, rate, average; float32; no flips."""
-    from diffusers import DDPMScheduler, UNet2DModel
+def _diffusers(x: Tensor, seconds: float, seed: int, device: torch.device, fitted: bool = False) -> Trained:
+    """The library's example of unconditional training: its network, AdamW, batch, rate, average; float32; no flips.
+
+    ``fitted``: its network at about the parameters of our recipe, and its cosine rate ending with the time.
+    """
+    from diffusers import DDPMScheduler
     from diffusers.optimization import get_scheduler
     from diffusers.training_utils import EMAModel
 
-    down, up = ["DownBlock2D"] * 6, ["UpBlock2D"] * 6
-    down[4], up[1] = "AttnDownBlock2D", "AttnUpBlock2D"
     with runtime.seeded(seed):
-        network = UNet2DModel(
-            sample_size=x.shape[-1],
-            in_channels=x.shape[1],
-            out_channels=x.shape[1],
-            layers_per_block=2,
-            block_out_channels=(128, 128, 256, 256, 512, 512),
-            down_block_types=tuple(down),
-            up_block_types=tuple(up),
-        ).to(device)
+        network = (_diffusers_like_ours(x) if fitted else _diffusers_example(x)).to(device)
     scheduler = DDPMScheduler(num_train_timesteps=1000)
     optimiser = torch.optim.AdamW(network.parameters(), 1e-4, (0.95, 0.999), weight_decay=1e-6, eps=1e-8)
     rate = get_scheduler("cosine", optimiser, num_warmup_steps=500, num_training_steps=100 * len(x) // 16)
     ema = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
-    noise = runtime.generator(seed, device)
+    noise, budget = runtime.generator(seed, device), Budget(seconds=seconds)
+    if fitted:
+        rate = LambdaLR(optimiser, lambda i: min((i + 1) / 500, 0.5 + 0.5 * math.cos(math.pi * budget.fraction(i))))
 
     def update(batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         (x_0,) = batch
@@ -64,7 +62,7 @@ def _diffusers(x: Tensor, seconds: float, seed: int, device: torch.device) -> Tr
         ema.step(network.parameters())
         return {"loss": loss.detach()}
 
-    images = _run(update, x, 16, seconds, seed)
+    images = _run(update, x, 16, budget, seed)
     ema.copy_to(network.parameters())
     network.eval()
     chain = schedules.linear()
@@ -78,14 +76,45 @@ def _diffusers(x: Tensor, seconds: float, seed: int, device: torch.device) -> Tr
     return denoise, chain, _size(network), images
 
 
-def _lucidrains(x: Tensor, seconds: float, seed: int, device: torch.device) -> Trained:
+def _diffusers_example(x: Tensor) -> nn.Module:
+    from diffusers import UNet2DModel
+
+    down, up = ["DownBlock2D"] * 6, ["UpBlock2D"] * 6
+    down[4], up[1] = "AttnDownBlock2D", "AttnUpBlock2D"
+    return UNet2DModel(
+        sample_size=x.shape[-1],
+        in_channels=x.shape[1],
+        out_channels=x.shape[1],
+        layers_per_block=2,
+        block_out_channels=(128, 128, 256, 256, 512, 512),
+        down_block_types=tuple(down),
+        up_block_types=tuple(up),
+    )
+
+
+def _diffusers_like_ours(x: Tensor) -> nn.Module:
+    from diffusers import UNet2DModel
+
+    return UNet2DModel(
+        sample_size=x.shape[-1],
+        in_channels=x.shape[1],
+        out_channels=x.shape[1],
+        layers_per_block=2,
+        block_out_channels=(40, 80, 80),
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        norm_num_groups=8,
+    )
+
+
+def _lucidrains(x: Tensor, seconds: float, seed: int, device: torch.device, width: int = 64) -> Trained:
     """denoising-diffusion-pytorch as its front page has it, trained by its Trainer's defaults; no flips."""
     import ema_pytorch
     from denoising_diffusion_pytorch import GaussianDiffusion, Unet
 
     with runtime.seeded(seed):
         # the front page has flash attention on; on a GPU that takes no float32, in which the Trainer works by default
-        network = Unet(64, dim_mults=(1, 2, 4, 8), flash_attn=device.type == "cpu", channels=x.shape[1])
+        network = Unet(width, dim_mults=(1, 2, 4, 8), flash_attn=device.type == "cpu", channels=x.shape[1])
     diffusion = GaussianDiffusion(network, image_size=x.shape[-1], timesteps=1000).to(device)
     optimiser = torch.optim.Adam(diffusion.parameters(), 1e-4, (0.9, 0.99))
     ema = ema_pytorch.EMA(diffusion, beta=0.995, update_every=10)
@@ -100,7 +129,7 @@ def _lucidrains(x: Tensor, seconds: float, seed: int, device: torch.device) -> T
         return {"loss": loss.detach()}
 
     with runtime.seeded(seed):
-        images = _run(update, x, 16, seconds, seed)
+        images = _run(update, x, 16, Budget(seconds=seconds), seed)
     kept = ema.ema_model.eval()
     alpha_bar = kept.alphas_cumprod.double().cpu()
     chain = Schedule.from_alpha_bar(torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar]))
@@ -112,18 +141,24 @@ def _lucidrains(x: Tensor, seconds: float, seed: int, device: torch.device) -> T
     return denoise, chain, _size(network), images
 
 
-LIBRARIES: dict[str, Callable[..., Trained]] = {"diffusers": _diffusers, "denoising-diffusion-pytorch": _lucidrains}
+LIBRARIES: dict[str, Callable[..., Trained]] = {
+    "diffusers": _diffusers,
+    "diffusers, fitted": partial(_diffusers, fitted=True),
+    "denoising-diffusion-pytorch": _lucidrains,
+    "denoising-diffusion-pytorch, fitted": partial(_lucidrains, width=16),
+}
+"""Other libraries as they come, and ``fitted``: with about as many parameters as our recipe."""
 
 
-def _run(update: Callable, x: Tensor, size: int, seconds: float, seed: int) -> int:
+def _run(update: Callable, x: Tensor, size: int, budget: Budget, seed: int) -> int:
     batches = Batches(x, size=size, generator=runtime.generator(seed, x.device))
     steps = 0
-    for step in fit(update, batches, Budget(seconds=seconds)):
+    for step in fit(update, batches, budget):
         steps = step.index
     return steps * size
 
 
-def _size(network: torch.nn.Module) -> int:
+def _size(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
@@ -147,8 +182,9 @@ def race(
     known = recipes.recipes()
     for name in names:
         if name in LIBRARIES:
-            if not importlib.util.find_spec(name.replace("-", "_")):
-                raise ValueError(f"names: {name} is not installed (pip install {name})")
+            package = name.split(",")[0]
+            if not importlib.util.find_spec(package.replace("-", "_")):
+                raise ValueError(f"names: {package} is not installed (pip install {package})")
         elif known.get(name, {}).get("judge") != judge:
             raise ValueError(f"names: must be recipes judged by {judge}, or {', '.join(LIBRARIES)}, got {name!r}")
     zoo.check_n(by, n)
