@@ -45,7 +45,7 @@ def _unet() -> nn.Module:
     return UNet(32, width=48, multipliers=(1, 2, 2), blocks=2, attention=8)
 
 
-class _Diffusers(nn.Module):
+class Diffusers(nn.Module):
     """UNet2DModel of the diffusers library with ``width`` in place of its default, our t for its t - 1."""
 
     def __init__(self, width: int):
@@ -86,11 +86,11 @@ CONTENDERS = [
     Contender("recipe, bf16", None, True, "muon", _recipe),
     Contender("recipe, fp32", None, False, "muon", _recipe),
     Contender("same architecture, ours, bf16", None, True, "adam", _unet),
-    Contender("same architecture, diffusers, bf16", DIFFUSERS, True, "adam", lambda: _Diffusers(48)),
+    Contender("same architecture, diffusers, bf16", DIFFUSERS, True, "adam", lambda: Diffusers(48)),
     Contender("same architecture, ours, fp32", None, False, "adam", _unet),
-    Contender("same architecture, diffusers, fp32", DIFFUSERS, False, "adam", lambda: _Diffusers(48)),
-    Contender("equal parameters, diffusers, bf16", DIFFUSERS, True, "adam", lambda: _Diffusers(40)),
-    Contender("equal parameters, diffusers, fp32", DIFFUSERS, False, "adam", lambda: _Diffusers(40)),
+    Contender("same architecture, diffusers, fp32", DIFFUSERS, False, "adam", lambda: Diffusers(48)),
+    Contender("equal parameters, diffusers, bf16", DIFFUSERS, True, "adam", lambda: Diffusers(40)),
+    Contender("equal parameters, diffusers, fp32", DIFFUSERS, False, "adam", lambda: Diffusers(40)),
     Contender(
         "equal parameters, denoising-diffusion-pytorch, fp32", LUCIDRAINS, False, "adam", lambda: _Lucidrains(18)
     ),

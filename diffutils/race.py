@@ -12,8 +12,9 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from . import data, recipes, runtime, samplers, schedules, zoo
-from .process import Denoiser
+from . import bench, data, recipes, runtime, samplers, schedules, zoo
+from .objectives import simple_loss
+from .process import Denoiser, denoiser
 from .schedules import Schedule
 from .training import Batches, Budget, fit
 
@@ -35,25 +36,20 @@ def _diffusers(x: Tensor, seconds: float, seed: int, device: torch.device, fitte
 
     ``fitted``: its network at about the parameters of our recipe, and its cosine rate ending with the time.
     """
-    from diffusers import DDPMScheduler
     from diffusers.optimization import get_scheduler
     from diffusers.training_utils import EMAModel
 
     with runtime.seeded(seed):
-        network = (_diffusers_like_ours(x) if fitted else _diffusers_example(x)).to(device)
-    scheduler = DDPMScheduler(num_train_timesteps=1000)
+        network = (bench.Diffusers(40) if fitted else _Example(*x.shape[1:3])).to(device)
     optimiser = torch.optim.AdamW(network.parameters(), 1e-4, (0.95, 0.999), weight_decay=1e-6, eps=1e-8)
     rate = get_scheduler("cosine", optimiser, num_warmup_steps=500, num_training_steps=100 * len(x) // 16)
     ema = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
-    noise, budget = runtime.generator(seed, device), Budget(seconds=seconds)
+    noise, chain, budget = runtime.generator(seed, device), schedules.linear().to(device), Budget(seconds=seconds)
     if fitted:
         rate = LambdaLR(optimiser, lambda i: min((i + 1) / 500, 0.5 + 0.5 * math.cos(math.pi * budget.fraction(i))))
 
     def update(batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        (x_0,) = batch
-        eps = torch.randn(x_0.shape, generator=noise, device=device)
-        t = torch.randint(1000, (len(x_0),), generator=noise, device=device)
-        loss = (network(scheduler.add_noise(x_0, eps, t), t).sample - eps).square().mean()
+        loss = simple_loss(network, batch[0], chain, noise)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -64,47 +60,30 @@ def _diffusers(x: Tensor, seconds: float, seed: int, device: torch.device, fitte
 
     images = _run(update, x, 16, budget, seed)
     ema.copy_to(network.parameters())
-    network.eval()
-    chain = schedules.linear()
-
-    @torch.no_grad()
-    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        alpha_bar = chain.alpha_bar[t[0]].item()
-        eps = network(x_t, t - 1).sample
-        return ((x_t - (1 - alpha_bar) ** 0.5 * eps) / alpha_bar**0.5).clamp(-1, 1)
-
-    return denoise, chain, _size(network), images
+    return denoiser(network, chain, clip=True), schedules.linear(), _size(network), images
 
 
-def _diffusers_example(x: Tensor) -> nn.Module:
-    from diffusers import UNet2DModel
+class _Example(nn.Module):
+    """The network of that example, our t for its t - 1."""
 
-    down, up = ["DownBlock2D"] * 6, ["UpBlock2D"] * 6
-    down[4], up[1] = "AttnDownBlock2D", "AttnUpBlock2D"
-    return UNet2DModel(
-        sample_size=x.shape[-1],
-        in_channels=x.shape[1],
-        out_channels=x.shape[1],
-        layers_per_block=2,
-        block_out_channels=(128, 128, 256, 256, 512, 512),
-        down_block_types=tuple(down),
-        up_block_types=tuple(up),
-    )
+    def __init__(self, channels: int, size: int):
+        super().__init__()
+        from diffusers import UNet2DModel
 
+        down, up = ["DownBlock2D"] * 6, ["UpBlock2D"] * 6
+        down[4], up[1] = "AttnDownBlock2D", "AttnUpBlock2D"
+        self.network = UNet2DModel(
+            sample_size=size,
+            in_channels=channels,
+            out_channels=channels,
+            layers_per_block=2,
+            block_out_channels=(128, 128, 256, 256, 512, 512),
+            down_block_types=tuple(down),
+            up_block_types=tuple(up),
+        )
 
-def _diffusers_like_ours(x: Tensor) -> nn.Module:
-    from diffusers import UNet2DModel
-
-    return UNet2DModel(
-        sample_size=x.shape[-1],
-        in_channels=x.shape[1],
-        out_channels=x.shape[1],
-        layers_per_block=2,
-        block_out_channels=(40, 80, 80),
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        norm_num_groups=8,
-    )
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        return self.network(x_t, t - 1).sample
 
 
 def _lucidrains(x: Tensor, seconds: float, seed: int, device: torch.device, width: int = 64) -> Trained:
