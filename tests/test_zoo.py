@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.pyplot import imread
 
 from diffutils import data, recipes, zoo
 from diffutils.checkpoints import read, write
@@ -151,9 +152,7 @@ def test_what_cannot_be_loaded_or_drawn_is_said(tmp_path):
 def test_the_command_line_samples_shipped_weights_without_data(tmp_path):
     done = diffutils("sample", "mnist-ddpm", "--n", 9, "--steps", 5, "--out", tmp_path / "grid.png")
     assert done.returncode == 0 and "9 images" in done.stdout, done.stderr
-    from torchvision.io import decode_image
-
-    assert decode_image(str(tmp_path / "grid.png")).shape[1:] == (3 * 34 + 2, 3 * 34 + 2)
+    assert imread(tmp_path / "grid.png").shape[:2] == (3 * 34 + 2, 3 * 34 + 2)
 
 
 def test_the_command_line_trains_evaluates_and_goes_on(tmp_path):
