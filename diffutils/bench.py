@@ -1,6 +1,6 @@
 """How fast: training and sampling measured in pairs, against the machine's peak and against other libraries.
 
-The diffusers library and ``denoising-diffusion-pytorch`` are imported only here, if they are installed.
+The diffusers library and ``denoising-diffusion-pytorch`` are imported only here and in ``race``, if they are installed.
 """
 
 import importlib.util
@@ -91,8 +91,9 @@ CONTENDERS = [
     Contender("same architecture, diffusers, fp32", DIFFUSERS, False, "adam", lambda: Diffusers(48)),
     Contender("equal parameters, diffusers, bf16", DIFFUSERS, True, "adam", lambda: Diffusers(40)),
     Contender("equal parameters, diffusers, fp32", DIFFUSERS, False, "adam", lambda: Diffusers(40)),
+    Contender("equal parameters, denoising-diffusion-pytorch, bf16", LUCIDRAINS, True, "adam", lambda: _Lucidrains(16)),
     Contender(
-        "equal parameters, denoising-diffusion-pytorch, fp32", LUCIDRAINS, False, "adam", lambda: _Lucidrains(18)
+        "equal parameters, denoising-diffusion-pytorch, fp32", LUCIDRAINS, False, "adam", lambda: _Lucidrains(16)
     ),
 ]
 RATIOS = [
@@ -116,7 +117,7 @@ def _training(one: Contender, device: torch.device) -> tuple[nn.Module, Callable
     """A network and a function that takes one training step with it, all that belongs to one included."""
     with runtime.seeded(0):
         network = one.build().to(device)
-    schedule, generator = linear(), runtime.generator(0, device)
+    schedule, generator = linear().to(device), runtime.generator(0, device)
     x_0 = torch.rand(BATCH, 1, 32, 32, generator=generator, device=device) * 2 - 1
     update = training.Descent(
         network,

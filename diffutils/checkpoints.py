@@ -66,6 +66,11 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, header
 
 
+def half(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors with their floating-point numbers in float16, as weights are shipped."""
+    return {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
+
+
 def _digest(tensors: dict[str, Tensor], text: str) -> str:
     """SHA-256 of the header and of each tensor's name, type, shape and bytes."""
     digest = hashlib.sha256(text.encode())

@@ -183,7 +183,7 @@ def race(
                 "parameters": parameters,
                 "images": images,
                 "steps": steps,
-            } | zoo.compare(by, drawn, n)
+            } | zoo.compare(by, drawn)
 
 
 def _draw(denoise: Denoiser, chain: Schedule, shape: tuple[int, ...], steps: int, generator: Generator) -> Tensor:

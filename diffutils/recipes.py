@@ -180,13 +180,9 @@ class Run(Iterable[Step]):
         steps = self.update.index
         trained = {"steps": steps, "images": steps * self.recipe["batch"], "seconds": round(seconds, 1)}
         trained |= {"processes": world} | runtime.setting(self.device)
-        half = {
-            key.removeprefix("module."): value.half() if value.is_floating_point() else value
-            for key, value in average.items()
-            if key != "n_averaged"
-        }
+        tensors = {key.removeprefix("module."): value for key, value in average.items() if key != "n_averaged"}
         header = {"recipe": self.recipe, "trained": trained, "results": {}}
-        checkpoints.write(self.folder / name, half, header)
+        checkpoints.write(self.folder / name, checkpoints.half(tensors), header)
 
 
 def _images(name: str) -> data.Images:

@@ -154,9 +154,7 @@ def calibrate(path: str | Path, folder: str | Path | None = None) -> dict[str, A
     if folder is None:
         return results
     header["results"] = results
-    tensors = {
-        name: value.half() if value.is_floating_point() else value for name, value in network.state_dict().items()
-    }
+    tensors = checkpoints.half(network.state_dict())
     checkpoints.write(Path(folder) / f"{recipe['name']}.safetensors", tensors, header)
     checkpoints.write(
         Path(folder) / f"{recipe['name']}-reference.safetensors", {"features": reference.half()}, {"results": results}
@@ -164,13 +162,14 @@ def calibrate(path: str | Path, folder: str | Path | None = None) -> dict[str, A
     return results
 
 
-def compare(by: Judge, x: Tensor, n: int) -> dict[str, Any]:
+def compare(by: Judge, x: Tensor) -> dict[str, Any]:
     """Images ``(n, C, H, W)`` against the judge's real ones.
 
     Gives the Fréchet distance of their features beside its floor at the same n, the share of images that the
     classifier is more than 90 % sure of, and how many it counts in each class. Raises ``ValueError`` if the floor is
     not known at that n.
     """
+    n = len(x)
     check_n(by, n)
     seen = features(by.network, x)
     with torch.no_grad():
@@ -203,7 +202,7 @@ def evaluate(
     x = draw(model, n, sampler, steps, eta, seed)
     seconds = time.perf_counter() - start
     settings = {"name": sampler, "steps": steps, "eta": eta, "seed": seed}
-    return {"sampler": settings, "seconds an image": round(seconds / n, 5)} | compare(by, x, n)
+    return {"sampler": settings, "seconds an image": round(seconds / n, 5)} | compare(by, x)
 
 
 def record(path: str | Path, results: dict[str, Any], to: str | Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from matplotlib.pyplot import imread
 
-from diffutils import data, recipes, zoo
+from diffutils import bench, data, recipes, zoo
 from diffutils.checkpoints import read, write
 from diffutils.metrics import frechet_distance
 
@@ -64,6 +64,13 @@ def test_an_unknown_recipe_or_entry_is_refused_with_what_there_is():
         recipes.recipe("minst-ddpm")
     with pytest.raises(ValueError, match="changes: digits-ddpm has no learning_rate; it has .*lr"):
         recipes.recipe("digits-ddpm", learning_rate=1)
+
+
+def test_every_ratio_of_the_benchmark_is_of_two_contenders():
+    """A ratio with a name that no contender has would be left out without a word."""
+    names = {one.name for one in bench.CONTENDERS}
+    assert len(names) == len(bench.CONTENDERS)
+    assert {name for ours, theirs, _ in bench.RATIOS for name in (ours, theirs)} <= names
 
 
 def test_the_zoo_is_small():
