@@ -1,4 +1,4 @@
-"""The command line: ``python -m diffutils train``, ``sample``, ``evaluate``, ``bench``, ``race`` and ``recipes``."""
+"""The command line, ``python -m diffutils``: train, sample, evaluate, study, bench, race and recipes."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from . import bench, recipes, runtime, zoo
+from . import bench, evaluation, recipes, runtime, studies, zoo
 from . import race as races
 from .training import Step
 
@@ -87,14 +87,14 @@ def evaluate(options: argparse.Namespace) -> None:
     for name in options.recipe:
         header = zoo.weights(name)[1]
         if header["recipe"]["method"] == "classifier":
-            found = zoo.calibrate(name, options.record)
+            found = evaluation.calibrate(name, options.record)
         else:
             model = zoo.load(name, options.device)
             seeds = range(options.seed, options.seed + options.repeats)
             how = options.n, options.sampler, options.steps, options.eta
-            found = {"evaluations": [zoo.evaluate(model, *how, seed) for seed in seeds]}
+            found = {"evaluations": [evaluation.evaluate(model, *how, seed) for seed in seeds]}
             if options.record:
-                zoo.record(name, found, options.record)
+                evaluation.record(name, found, options.record)
         results.append({"recipe": header["recipe"]["name"], "trained": header["trained"]} | found)
         print(json.dumps(results[-1]), flush=True)
     _keep(results, options.out)
@@ -110,7 +110,14 @@ def race(options: argparse.Namespace) -> None:
     setting = runtime.setting(runtime.device(options.device), *(name.split(",")[0] for name in races.LIBRARIES))
     results: dict[str, Any] = {"setting": setting, "results": []}
     for result in races.race(
-        options.names, options.minutes, options.n, options.steps, options.seeds, options.judge, options.device
+        options.names,
+        options.minutes,
+        options.n,
+        options.steps,
+        options.eta,
+        options.seeds,
+        options.judge,
+        options.device,
     ):
         results["results"].append(result)
         print(json.dumps(result), flush=True)
@@ -124,6 +131,12 @@ def benchmark(options: argparse.Namespace) -> None:
         results[name] = result
         print(json.dumps({name: result}), flush=True)
     _keep(results, options.out)
+
+
+def study(options: argparse.Namespace) -> None:
+    """Measure what a chapter's tables are read from; go on with what an earlier start left."""
+    for row in studies.run(options.name, options.out or Path("runs") / f"{options.name}.json"):
+        print(json.dumps(row), flush=True)
 
 
 def show(options: argparse.Namespace) -> None:
@@ -168,7 +181,7 @@ def parser() -> argparse.ArgumentParser:
         add(one, "--sampler", choices=zoo.SAMPLERS, default="ddim")
         add(one, "--steps", type=int, default=None if name == "sample" else 50)
         add(one, "--eta", type=float, default=0.0, help="DDIM: 0 draws no noise, 1 is DDPM")
-        add(one, "--n", type=int, default=64 if name == "sample" else 5000)
+        add(one, "--n", type=int, default=64 if name == "sample" else None)
         add(one, "--seed", type=int, default=0)
         add(one, "--device")
         if name == "sample":
@@ -183,11 +196,16 @@ def parser() -> argparse.ArgumentParser:
     add(one, "--device")
     add(one, "--out", help="write the results to this file as JSON")
 
+    one = command("study", study)
+    add(one, "name", help=", ".join(studies.STUDIES))
+    add(one, "--out", help="the file to write, or to go on with (default: runs/NAME.json)")
+
     one = command("race", race)
     add(one, "names", nargs="+", help="recipes, diffusers, denoising-diffusion-pytorch")
     add(one, "--minutes", type=float, default=30)
     add(one, "--n", type=int, default=2000)
     add(one, "--steps", type=int, default=50)
+    add(one, "--eta", type=float, default=0.0)
     add(one, "--seeds", type=int, nargs="+", default=[0])
     add(one, "--judge", default="mnist-classifier")
     add(one, "--device")

@@ -1,4 +1,4 @@
-"""What is minimised: the simple loss of DDPM, the terms of the variational bound, and a classifier's loss."""
+"""What is minimised: the simple loss of DDPM, the terms of the variational bounds, a classifier's loss."""
 
 import math
 from typing import Literal
@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from .process import Denoiser, Kind, convert, q_posterior, q_sample
+from .process import Denoiser, Kind, at, convert, posterior_weights, q_posterior, q_sample
 from .schedules import Schedule
 
 
@@ -17,6 +17,7 @@ def simple_loss(
     schedule: Schedule,
     generator: Generator | None = None,
     kind: Kind = "eps",
+    weight: Tensor | None = None,
     **condition: Tensor,
 ) -> Tensor:
     r"""The mean squared error of a prediction at a random step, every step of 1..T being equally likely.
@@ -25,13 +26,42 @@ def simple_loss(
         \sqrt{1 - \bar\alpha_t} \epsilon,\, t)\bigr\|^2 / D
 
     (and the same for the other kinds). ``x_0`` is ``(B, *D)``, ``network(x_t, t, **condition)`` answers with the same
-    shape; the result is a scalar. Source: chapter 2; Ho et al. (2020), equation 14 and algorithm 1.
+    shape; the result is a scalar. With ``weight``, ``(T + 1,)``, the error at step t counts ``weight[t]`` times, as in
+    :func:`bound_weight`. Source: chapter 2; Ho et al. (2020), equation 14 and algorithm 1.
     """
     t = torch.randint(1, schedule.T + 1, (len(x_0),), generator=generator, device=x_0.device)
     eps = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype, device=x_0.device)
     x_t = q_sample(x_0, t, eps, schedule)
     target = eps if kind == "eps" else convert(x_0, x_t, t, schedule, "x_0", kind)
-    return F.mse_loss(network(x_t, t, **condition).to(target.dtype), target)
+    answer = network(x_t, t, **condition).to(target.dtype)
+    if weight is None:
+        return F.mse_loss(answer, target)
+    return (at(weight, t, target) * (answer - target).square()).mean()
+
+
+def bound_weight(schedule: Schedule, kind: Kind = "eps", variance: Literal["beta", "beta_tilde"] = "beta") -> Tensor:
+    r"""What the squared error of a prediction counts for in the variational bound at each step: ``(T + 1,)``, float64.
+
+    .. math:: L_{t-1} = \frac{1}{2\sigma_t^2} E \|\tilde\mu_t - \mu_\theta\|^2 + \text{const} =
+        \lambda_t\, E \|k - k_\theta\|^2 + \text{const},
+        \qquad \lambda_t = \frac{1}{2\sigma_t^2} \Bigl(\frac{\partial \tilde\mu_t}{\partial k}\Bigr)^2,
+
+    in nats, for a prediction k of ``kind``. For eps it is
+    :math:`\lambda_t = \beta_t^2 / (2 \sigma_t^2 \alpha_t (1 - \bar\alpha_t))`, which the simple loss sets to 1. The
+    variance is that of ``variance``; at t = 1, where :math:`\tilde\beta_1 = 0`, it is :math:`\beta_1`, as in
+    :func:`decoder_term`. Entry 0 is 0. Raises ``ValueError`` for an unknown kind or variance. Source: chapter 6;
+    Ho et al. (2020), equation 12.
+    """
+    if variance not in ("beta", "beta_tilde"):
+        raise ValueError(f"variance: must be 'beta' or 'beta_tilde', got {variance!r}")
+    t = torch.arange(1, schedule.T + 1)
+    zero, one = (torch.full((schedule.T, 1), value, dtype=torch.float64) for value in (0.0, 1.0))
+    slope = convert(one, zero, t, schedule, kind, "mean")[:, 0]  # at x_t = 0 the mean is a multiple of k
+    _, _, sigma2 = posterior_weights(t, t - 1, schedule)
+    if variance == "beta":
+        sigma2 = schedule.beta[1:]
+    sigma2 = torch.cat([schedule.beta[1:2], sigma2[1:]])
+    return torch.cat([torch.zeros(1, dtype=torch.float64), slope.square() / (2 * sigma2)])
 
 
 def gaussian_kl(mean_q: Tensor, var_q: Tensor, mean_p: Tensor, var_p: Tensor) -> Tensor:
@@ -175,3 +205,21 @@ def classification_loss(
         x = padded[torch.arange(B, device=x.device)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
         x = x.permute(0, 3, 1, 2)
     return F.cross_entropy(network(x).float(), y)
+
+
+def vae_terms(network: nn.Module, x_0: Tensor, generator: Generator | None = None, levels: int | None = None) -> Tensor:
+    r"""One draw of the two terms of a VAE's bound, in nats a sample: ``(B, *D)`` to ``(2, B)``.
+
+    .. math:: -\log p_\theta(x_0) \le \underbrace{-E_{q(z \mid x_0)} \log p_\theta(x_0 \mid z)}_{\text{distortion}}
+        + \underbrace{KL(q(z \mid x_0) \,\|\, \mathcal N(0, I))}_{\text{rate}}.
+
+    ``network`` is a :class:`diffutils.networks.autoencoder.VAE`. With ``levels`` the data is discrete, as in
+    :func:`decoder_term`. Source: chapter 4; Kingma & Welling (2014), equation 3.
+    """
+    decoded, sigma, mean, var = network(x_0, generator)
+    if levels is None:
+        log_p = -0.5 * ((x_0 - decoded) / sigma).square() - sigma.log() - 0.5 * math.log(2 * math.pi)
+    else:
+        log_p = discrete_log_prob(x_0, decoded, sigma, levels)
+    zero, one = torch.zeros_like(mean), torch.ones_like(var)
+    return torch.stack([-log_p.flatten(1).sum(1), gaussian_kl(mean, var, zero, one)])

@@ -167,6 +167,37 @@ def denoiser(
     return denoise
 
 
+def guided(
+    network: nn.Module,
+    schedule: Schedule,
+    y: Tensor,
+    weight: float,
+    kind: Kind = "eps",
+    clip: bool = False,
+    bf16: bool = False,
+) -> Denoiser:
+    r"""Classifier-free guidance: the estimate without the label ``y``, and on past the one with it.
+
+    .. math:: \hat x_0 = \hat x_0(x_t) + w\, \bigl[\hat x_0(x_t, y) - \hat x_0(x_t)\bigr],
+
+    which is the same for eps and v, since each is x_0 times a number plus x_t times another. ``weight`` w = 0 takes no
+    notice of the label, 1 is the conditional model, and above 1 the label counts for more than it should; Ho &
+    Salimans write w - 1. The network must have learned without labels too: label ``network.classes`` stands for none.
+    Labels are ``(B,)``; the rest is as for :func:`denoiser`. It costs one call of twice the batch (of once the batch at
+    w = 0 and 1). Source: chapter 8; Ho & Salimans (2021), equation 6.
+    """
+    if weight in (0, 1):
+        return denoiser(network, schedule, kind, clip, bf16, y=y if weight else torch.full_like(y, network.classes))
+    both = denoiser(network, schedule, kind, bf16=bf16, y=torch.cat([torch.full_like(y, network.classes), y]))
+
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        without, told = both(torch.cat([x_t, x_t]), torch.cat([t, t])).chunk(2)
+        x_0 = without + weight * (told - without)
+        return x_0.clamp(-1, 1) if clip else x_0
+
+    return denoise
+
+
 def ideal_denoiser(mixture: GaussianMixture, schedule: Schedule) -> Denoiser:
     r"""The best denoiser there is, :math:`E[x_0 \mid x_t]`, exact because the data is a known Gaussian mixture
     ``(B, D)``.

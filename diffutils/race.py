@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from . import bench, data, recipes, runtime, samplers, schedules, zoo
+from . import bench, data, evaluation, recipes, runtime, samplers, schedules, zoo
 from .objectives import simple_loss
 from .process import Denoiser, denoiser
 from .schedules import Schedule
@@ -146,18 +146,20 @@ def race(
     minutes: float,
     n: int = 2000,
     steps: int = 50,
+    eta: float = 0.0,
     seeds: Iterable[int] = (0,),
     judge: str = "mnist-classifier",
     device: str | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Train each for ``minutes`` on the judge's data, draw ``n`` images by DDIM with ``steps`` steps, and measure them.
+    """Train each for ``minutes`` on the judge's data, draw ``n`` images by DDIM with so many ``steps`` and ``eta``, and
+    measure them.
 
     ``names`` are recipes or ``diffusers`` or ``denoising-diffusion-pytorch``, which bring their own network, schedule,
     optimiser and batch; the sampler is the same for all. One result for each name and seed, as it comes. Raises
     ``ValueError`` for a name that is neither, a library that is not installed, a recipe on other data than the judge's,
     and an n at which the judge knows no floor, all before the first is trained.
     """
-    names, by, where = list(names), zoo.judge(judge), runtime.device(device)
+    names, by, where = list(names), evaluation.judge(judge), runtime.device(device)
     known = recipes.recipes()
     for name in names:
         if name in LIBRARIES:
@@ -166,7 +168,7 @@ def race(
                 raise ValueError(f"names: {package} is not installed (pip install {package})")
         elif known.get(name, {}).get("judge") != judge:
             raise ValueError(f"names: must be recipes judged by {judge}, or {', '.join(LIBRARIES)}, got {name!r}")
-    zoo.check_n(by, n)
+    evaluation.check_n(by, n)
     x = data.images(known[judge]["data"]).x.to(where)
     for seed in seeds:
         for name in names:
@@ -175,7 +177,9 @@ def race(
             else:
                 trained = _recipe(name, x, 60 * minutes, seed, where)
             denoise, chain, parameters, images = trained
-            drawn = _draw(denoise, chain, (n, *x.shape[1:]), steps, runtime.generator(seed, where))
+            times, shape = schedules.subsequence(chain.T, steps), (n, *x.shape[1:])
+            kernel = samplers.ddim(denoise, chain, eta)
+            drawn = zoo.walk(lambda rows, kernel=kernel: kernel, times, shape, runtime.generator(seed, where))
             yield {
                 "name": name,
                 "seed": seed,
@@ -183,10 +187,5 @@ def race(
                 "parameters": parameters,
                 "images": images,
                 "steps": steps,
-            } | zoo.compare(by, drawn)
-
-
-def _draw(denoise: Denoiser, chain: Schedule, shape: tuple[int, ...], steps: int, generator: Generator) -> Tensor:
-    kernel, times = samplers.ddim(denoise, chain), schedules.subsequence(chain.T, steps)
-    x_T = torch.randn(shape, generator=generator, device=generator.device)
-    return torch.cat([samplers.sample(kernel, part, times, generator).clamp(-1, 1).cpu() for part in x_T.split(250)])
+                "eta": eta,
+            } | evaluation.compare(by, drawn)

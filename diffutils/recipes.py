@@ -17,7 +17,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from . import checkpoints, data, objectives, runtime, schedules, training
+from .adversarial import Duel
+from .networks.autoencoder import VAE
 from .networks.classifier import Classifier
+from .networks.discriminator import GAN
 from .networks.unet import Attention, ResBlock, UNet
 from .schedules import Schedule
 from .training import Step
@@ -53,7 +56,7 @@ def recipe(name: str, **changes: Any) -> Recipe:
 
 def build(recipe: Recipe) -> nn.Module:
     """The recipe's network with its first weights, which follow from the recipe's seed."""
-    kinds = {"unet": UNet, "classifier": Classifier}
+    kinds = {"unet": UNet, "classifier": Classifier, "vae": VAE, "gan": GAN}
     settings = dict(recipe["network"])
     with runtime.seeded(recipe["seed"]):
         return kinds[settings.pop("name")](**settings)
@@ -67,11 +70,31 @@ def schedule(recipe: Recipe) -> Schedule:
 
 
 def objective(recipe: Recipe, network: nn.Module, noise: Iterator[torch.Generator]) -> Callable[..., Tensor]:
-    """What the recipe minimises, as a function of a batch (images, classes)."""
+    """What the recipe minimises, as a function of a batch (images, classes).
+
+    A network with classes learns without them too: it is told the class of an image with probability 1 - ``drop``.
+    With ``loss = "bound"`` a diffusion model's errors are weighted as in the variational bound, divided by the mean
+    weight.
+    """
     if recipe["method"] == "classifier":
         return lambda x, y: objectives.classification_loss(network, x, y, next(noise), recipe["shift"])
+    if recipe["method"] == "vae":
+        return lambda x, y: objectives.vae_terms(network, x, next(noise), recipe["levels"]).sum() / x.numel()
     chain = schedule(recipe).to(next(network.parameters()).device)
-    return lambda x_0, y: objectives.simple_loss(network, x_0, chain, next(noise), recipe["predicts"])
+    kind, classes, weight = recipe["predicts"], recipe["network"].get("classes"), None
+    if recipe.get("loss") == "bound":
+        weight = objectives.bound_weight(schedule(recipe), kind).to(chain.beta.device)
+        weight = weight / weight[1:].mean()
+
+    def loss(x_0: Tensor, y: Tensor) -> Tensor:
+        generator = next(noise)
+        if classes is None:
+            return objectives.simple_loss(network, x_0, chain, generator, kind, weight)
+        untold = torch.rand(len(y), generator=generator, device=y.device) < recipe["drop"]
+        y = y.masked_fill(untold, classes)
+        return objectives.simple_loss(network, x_0, chain, generator, kind, weight, y=y)
+
+    return loss
 
 
 class Run(Iterable[Step]):
@@ -122,7 +145,10 @@ class Run(Iterable[Step]):
         self.average = ema.module
         if compiled if compiled is not None else where.type == "cuda":
             network.compile()
-        if world > 1:
+        duel = recipe["method"] == "gan"
+        if duel and (micro > 1 or shard):
+            raise ValueError("micro, shard: a GAN is trained whole, by one process or by several")
+        if world > 1 and not duel:
             network = _spread(network, ema.module, shard, where)
 
         seed = 10_000 * recipe["seed"]
@@ -132,19 +158,16 @@ class Run(Iterable[Step]):
             size=recipe["batch"],
             generator=runtime.generator(seed, where),
         )
-        self.randomness = training.Randomness(*noise, seed=seed + 5000 + rank, device=where)
+        self.randomness = runtime.Randomness(*noise, seed=seed + 5000 + rank, device=where)
         self.budget = training.Budget(recipe["steps"] if seconds is None else None, seconds)
-        self.update = training.Descent(
-            network,
-            objective(recipe, network, itertools.cycle(noise)),
-            self.budget,
-            recipe["lr"],
-            ema,
-            warmup=recipe["warmup"],
-            optimiser=recipe["optimiser"],
-            micro=micro,
-            bf16=recipe["bf16"],
-        )
+        common = {"lr": recipe["lr"], "ema": ema, "warmup": recipe["warmup"], "bf16": recipe["bf16"]}
+        if duel:
+            game = {"gamma": recipe["gamma"], "lazy": recipe["lazy"]}
+            self.update = Duel(network, noise[0], self.budget, **game, **common)
+        else:
+            loss = objective(recipe, network, itertools.cycle(noise))
+            optimiser = recipe["optimiser"]
+            self.update = training.Descent(network, loss, self.budget, optimiser=optimiser, micro=micro, **common)
         settings = {"seconds": seconds, "micro": micro, "processes": world, "device": where.type}
         self.checkpoints = checkpoints.Checkpoints(
             folder,

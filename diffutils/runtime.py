@@ -1,10 +1,12 @@
-"""Device, precision and seeding: everything that depends on the machine rather than on the mathematics."""
+"""Device, precision, seeding, processes and signals: what depends on the machine rather than on the mathematics."""
 
 import contextlib
 import importlib.util
 import os
 import platform
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from importlib import metadata
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 
 _started = time.perf_counter()
 
@@ -79,6 +81,105 @@ def place() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
+
+
+def first(value: Any) -> Any:
+    """The first process's value, for all to act on."""
+    values = [value]
+    if place()[1] > 1:
+        torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def any_process(stops: list[BaseException]) -> BaseException | None:
+    """The reason to stop, if any process has one: all must then stop after the same step."""
+    everyone: list[Any] = [stops[:1]]
+    if (world := place()[1]) > 1:
+        everyone = [None] * world
+        torch.distributed.all_gather_object(everyone, stops[:1])
+    return next((reason for some in everyone for reason in some), None)
+
+
+class Randomness:
+    """The random states of a run: the generators given, and a state of its own for what torch draws by itself
+    (dropout), which begins with ``seed`` and is in force :meth:`inside`.
+
+    It can be saved. With several processes the states of all of them are: every process must ask for the state, and
+    takes its own back.
+    """
+
+    def __init__(self, *generators: Generator, seed: int = 0, device: torch.device | str = "cpu"):
+        self.generators, self.device = generators, torch.device(device)
+        with seeded(seed, device):
+            self.own = self._now()
+
+    def _now(self) -> list[Tensor]:
+        if self.device.type == "cuda":
+            return [torch.get_rng_state(), torch.cuda.get_rng_state(self.device)]
+        return [torch.get_rng_state()]
+
+    def _set(self, states: list[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        if len(states) > 1:
+            torch.cuda.set_rng_state(states[1], self.device)
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """Inside, torch draws from this run's state; outside, from whatever it drew from before."""
+        before = self._now()
+        self._set(self.own)
+        try:
+            yield
+        finally:
+            self.own = self._now()
+            self._set(before)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For each process, the states of its generators, and the run's own."""
+        mine = {"generators": [generator.get_state() for generator in self.generators], "own": self.own}
+        everyone: list[Any] = [mine]
+        if (world := place()[1]) > 1:
+            everyone = [None] * world
+            torch.distributed.all_gather_object(everyone, mine)
+        return {"processes": everyone}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put the states back. Raises ``ValueError`` if they are those of other processes or generators."""
+        rank, world = place()
+        if len(state["processes"]) != world:
+            raise ValueError(
+                f"this checkpoint was written by {len(state['processes'])} processes, and there are {world} now; "
+                f"start as many again"
+            )
+        mine = state["processes"][rank]
+        if len(mine["generators"]) != len(self.generators) or len(mine["own"]) != len(self.own):
+            raise ValueError("this checkpoint is of a run with other generators, or on another kind of device")
+        for generator, saved in zip(self.generators, mine["generators"], strict=True):
+            generator.set_state(saved)
+        self.own = mine["own"]
+
+
+@contextlib.contextmanager
+def stop_later(enabled: bool) -> Iterator[list[BaseException]]:
+    """Collect Ctrl-C and SIGTERM instead of obeying at once. A second one is obeyed."""
+    stops: list[BaseException] = []
+    if not enabled or threading.current_thread() is not threading.main_thread():
+        yield stops
+        return
+    reasons = {signal.SIGINT: KeyboardInterrupt(), signal.SIGTERM: SystemExit(128 + signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in reasons}
+
+    def note(number: int, frame: object) -> None:
+        stops.append(reasons[number])
+        signal.signal(number, before[number])
+
+    for number in reasons:
+        signal.signal(number, note)
+    try:
+        yield stops
+    finally:
+        for number in reasons:
+            signal.signal(number, before[number])
 
 
 def hardware(device: torch.device) -> str:

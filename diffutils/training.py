@@ -4,8 +4,6 @@ import contextlib
 import itertools
 import math
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +19,7 @@ from tqdm.auto import tqdm
 
 from . import optimisers
 from .checkpoints import Checkpoints
-from .runtime import autocast, place, seeded
+from .runtime import any_process, autocast, first, place, stop_later
 
 Update = Callable[[tuple[Tensor, ...]], dict[str, Tensor]]
 """batch -> named losses, having changed whatever it trains."""
@@ -66,7 +64,7 @@ class Budget:
 
         When several processes train together, the first one's clock counts, and all of them must ask.
         """
-        return index / self.steps if self.steps else _first(self.spent()) / self.seconds
+        return index / self.steps if self.steps else first(self.spent()) / self.seconds
 
     def state_dict(self) -> dict[str, float]:
         """The seconds spent."""
@@ -118,65 +116,6 @@ class Batches(Iterator[tuple[Tensor, ...]]):
         self._order, self._position = state["order"].long().to(where), state["position"]
         if self.generator is not None:
             self.generator.set_state(state["generator"])
-
-
-class Randomness:
-    """The random states of a run: the generators given, and a state of its own for what torch draws by itself
-    (dropout), which begins with ``seed`` and is in force :meth:`inside`.
-
-    It can be saved. With several processes the states of all of them are: every process must ask for the state, and
-    takes its own back.
-    """
-
-    def __init__(self, *generators: Generator, seed: int = 0, device: torch.device | str = "cpu"):
-        self.generators, self.device = generators, torch.device(device)
-        with seeded(seed, device):
-            self.own = self._now()
-
-    def _now(self) -> list[Tensor]:
-        if self.device.type == "cuda":
-            return [torch.get_rng_state(), torch.cuda.get_rng_state(self.device)]
-        return [torch.get_rng_state()]
-
-    def _set(self, states: list[Tensor]) -> None:
-        torch.set_rng_state(states[0])
-        if len(states) > 1:
-            torch.cuda.set_rng_state(states[1], self.device)
-
-    @contextlib.contextmanager
-    def inside(self) -> Iterator[None]:
-        """Inside, torch draws from this run's state; outside, from whatever it drew from before."""
-        before = self._now()
-        self._set(self.own)
-        try:
-            yield
-        finally:
-            self.own = self._now()
-            self._set(before)
-
-    def state_dict(self) -> dict[str, Any]:
-        """For each process, the states of its generators, and the run's own."""
-        mine = {"generators": [generator.get_state() for generator in self.generators], "own": self.own}
-        everyone: list[Any] = [mine]
-        if (world := place()[1]) > 1:
-            everyone = [None] * world
-            torch.distributed.all_gather_object(everyone, mine)
-        return {"processes": everyone}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put the states back. Raises ``ValueError`` if they are those of other processes or generators."""
-        rank, world = place()
-        if len(state["processes"]) != world:
-            raise ValueError(
-                f"this checkpoint was written by {len(state['processes'])} processes, and there are {world} now; "
-                f"start as many again"
-            )
-        mine = state["processes"][rank]
-        if len(mine["generators"]) != len(self.generators) or len(mine["own"]) != len(self.own):
-            raise ValueError("this checkpoint is of a run with other generators, or on another kind of device")
-        for generator, saved in zip(self.generators, mine["generators"], strict=True):
-            generator.set_state(saved)
-        self.own = mine["own"]
 
 
 def average(network: nn.Module, decay: float = 0.999) -> AveragedModel:
@@ -350,7 +289,7 @@ def fit(
         raise ValueError(f"every: must be at least 1, got {every}")
     index = checkpoints.restore() if checkpoints else 0
     saved = budget.spent()
-    with _stop_later(checkpoints is not None) as stops, _bar(progress, budget, index) as bar:
+    with stop_later(checkpoints is not None) as stops, _bar(progress, budget, index) as bar:
         walk = iter(batches)
         while budget.fraction(index) < 1:
             recent: list[dict[str, Tensor]] = []
@@ -365,9 +304,9 @@ def fit(
             losses = _mean(recent, index)
             index += len(recent)
             bar.update(len(recent) if budget.steps else budget.spent() - bar.n)
-            stop = _any_process(stops)
+            stop = any_process(stops)
             if checkpoints:
-                due = _first(budget.spent() - saved >= checkpoints.every)
+                due = first(budget.spent() - saved >= checkpoints.every)
                 if stop or due or budget.fraction(index) >= 1:
                     checkpoints.save(index)
                     saved = budget.spent()
@@ -393,46 +332,6 @@ def _mean(recent: list[dict[str, Tensor]], index: int) -> dict[str, float]:
                 )
             values.setdefault(name, []).append(value)
     return {name: sum(of) / len(of) for name, of in values.items()}
-
-
-def _first(value: Any) -> Any:
-    """The first process's value, for all to act on."""
-    values = [value]
-    if place()[1] > 1:
-        torch.distributed.broadcast_object_list(values, src=0)
-    return values[0]
-
-
-def _any_process(stops: list[BaseException]) -> BaseException | None:
-    """The reason to stop, if any process has one: all must then stop after the same step."""
-    everyone: list[Any] = [stops[:1]]
-    if (world := place()[1]) > 1:
-        everyone = [None] * world
-        torch.distributed.all_gather_object(everyone, stops[:1])
-    return next((reason for some in everyone for reason in some), None)
-
-
-@contextlib.contextmanager
-def _stop_later(enabled: bool) -> Iterator[list[BaseException]]:
-    """Collect Ctrl-C and SIGTERM instead of obeying at once. A second one is obeyed."""
-    stops: list[BaseException] = []
-    if not enabled or threading.current_thread() is not threading.main_thread():
-        yield stops
-        return
-    reasons = {signal.SIGINT: KeyboardInterrupt(), signal.SIGTERM: SystemExit(128 + signal.SIGTERM)}
-    before = {number: signal.getsignal(number) for number in reasons}
-
-    def note(number: int, frame: object) -> None:
-        stops.append(reasons[number])
-        signal.signal(number, before[number])
-
-    for number in reasons:
-        signal.signal(number, note)
-    try:
-        yield stops
-    finally:
-        for number in reasons:
-            signal.signal(number, before[number])
 
 
 def _bar(progress: bool | None, budget: Budget, index: int) -> tqdm:

@@ -1,16 +1,14 @@
-"""Trained networks: what is shipped with the book, how to draw from it, and how good it is."""
+"""Trained networks: what is shipped with the book, and how to draw from it."""
 
-import functools
-import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from . import checkpoints, data, metrics, runtime, samplers, schedules
-from .networks.classifier import Classifier
-from .process import Denoiser, denoiser
+from . import checkpoints, runtime, samplers, schedules
+from .process import Denoiser, denoiser, guided
 from .recipes import FOLDER, build, recipes, schedule
 from .samplers import Kernel
 from .schedules import Schedule
@@ -19,10 +17,11 @@ SAMPLERS = ("ddpm", "ddim")
 
 
 class Model(NamedTuple):
-    """A trained diffusion model."""
+    """A trained network that draws images."""
 
-    denoise: Denoiser
-    schedule: Schedule
+    denoise: Denoiser | None
+    """Its estimate of x_0, if it is a diffusion model; others draw by their network's ``sample``."""
+    schedule: Schedule | None
     network: nn.Module
     header: dict[str, Any]
     """``recipe``, how it was ``trained``, and the ``results`` of its evaluation."""
@@ -64,149 +63,74 @@ def load(name: str | Path, device: str | torch.device | None = None) -> Model:
 
 
 def model(network: nn.Module, header: dict[str, Any]) -> Model:
-    """A network, trained by the recipe in ``header``, as a denoiser. Raises ``ValueError`` if it is a classifier."""
+    """A network trained by the recipe in ``header``, ready to draw. Raises ``ValueError`` if it is a classifier."""
     recipe = header["recipe"]
+    if recipe["method"] == "classifier":
+        raise ValueError(f"name: {recipe['name']} is a classifier, and cannot be sampled")
     if recipe["method"] != "ddpm":
-        raise ValueError(f"name: {recipe['name']} is a {recipe['method']}, and cannot be sampled")
+        return Model(None, None, network.eval(), header)
     chain, where = schedule(recipe), next(network.parameters()).device
     denoise = denoiser(network, chain.to(where), recipe["predicts"], True, recipe["bf16"])
     return Model(denoise, chain, network, header)
 
 
-def kernel(model: Model, sampler: str, eta: float = 0.0) -> Kernel:
+def kernel(denoise: Denoiser, schedule: Schedule, sampler: str, eta: float = 0.0) -> Kernel:
     """The reverse step called ``sampler``. Raises ``ValueError`` for another name than ``ddpm`` and ``ddim``."""
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler: must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
-    if sampler == "ddpm":
-        return samplers.ddpm(model.denoise, model.schedule)
-    return samplers.ddim(model.denoise, model.schedule, eta)
+    return samplers.ddpm(denoise, schedule) if sampler == "ddpm" else samplers.ddim(denoise, schedule, eta)
 
 
 def draw(
-    model: Model, n: int, sampler: str = "ddim", steps: int = 50, eta: float = 0.0, seed: int = 0, size: int = 250
+    model: Model,
+    n: int,
+    sampler: str = "ddim",
+    steps: int = 50,
+    eta: float = 0.0,
+    seed: int = 0,
+    size: int = 250,
+    y: Tensor | None = None,
+    weight: float = 1.0,
 ) -> Tensor:
-    """``n`` images ``(n, C, H, W)`` in [-1, 1] on the CPU, drawn in batches of ``size`` with evenly spaced ``steps``.
+    """``n`` images ``(n, C, H, W)`` in [-1, 1] on the CPU, drawn in batches of ``size``; from a diffusion model with
+    evenly spaced ``steps``, and of the classes ``y``, ``(n,)``, if they are given, by guidance of ``weight``.
 
-    Raises ``ValueError`` for an unknown sampler, or steps outside 1..T.
+    The first images are the same however many follow, in whole batches. Raises ``ValueError`` for an unknown sampler,
+    steps outside 1..T, classes that are not n, and classes for a network without them.
     """
-    step, times = kernel(model, sampler, eta), schedules.subsequence(model.schedule.T, steps)
-    network = model.network
+    network, recipe = model.network, model.header["recipe"]
     where = next(network.parameters()).device
     generator = runtime.generator(seed, where)
+    if y is not None and (len(y) != n or getattr(network, "classes", None) is None):
+        raise ValueError(f"y: {recipe['name']} takes {'n labels' if len(y) != n else 'no labels'}, got {len(y)}")
+    if model.schedule is None:
+        with torch.no_grad():
+            return torch.cat([network.sample(min(size, n - i), generator).cpu() for i in range(0, n, size)])
+
+    def step(rows: slice) -> Kernel:
+        denoise, chain = model.denoise, model.schedule
+        if y is not None:
+            of = y[rows].to(where)
+            denoise = guided(network, chain.to(where), of, weight, recipe["predicts"], True, recipe["bf16"])
+        return kernel(denoise, chain, sampler, eta)
+
+    shape = n, network.channels, network.size, network.size
+    return walk(step, schedules.subsequence(model.schedule.T, steps), shape, generator, size)
+
+
+def walk(
+    step: Callable[[slice], Kernel],
+    times: Sequence[int],
+    shape: tuple[int, ...],
+    generator: torch.Generator,
+    size: int = 250,
+) -> Tensor:
+    """Images of ``shape`` ``(n, C, H, W)`` in [-1, 1] on the CPU: from noise through ``times``, in batches of ``size``,
+    on the generator's device. ``step`` gives the kernel for some of the n rows.
+    """
     images = []
-    for start in range(0, n, size):
-        shape = min(size, n - start), network.channels, network.size, network.size
-        x_T = torch.randn(shape, generator=generator, device=where)
-        images.append(samplers.sample(step, x_T, times, generator).clamp(-1, 1).cpu())
+    for start in range(0, shape[0], size):
+        rows = slice(start, min(start + size, shape[0]))
+        x_T = torch.randn(rows.stop - start, *shape[1:], generator=generator, device=generator.device)
+        images.append(samplers.sample(step(rows), x_T, times, generator).clamp(-1, 1).cpu())
     return torch.cat(images)
-
-
-class Judge(NamedTuple):
-    """A classifier, and what it makes of real images."""
-
-    network: Classifier
-    reference: Tensor
-    """Features ``(N, D)`` of the real images that samples are compared with."""
-    header: dict[str, Any]
-    """``results``: its accuracy, and the ``floor``: Fréchet distance of so many other real images."""
-
-
-@functools.cache
-def judge(name: str) -> Judge:
-    """The shipped classifier called ``name`` with its reference features. Raises as :func:`weights` does."""
-    network, of = weights(name)
-    path = FOLDER / f"{name}-reference.safetensors"
-    tensors, header = checkpoints.read(path)
-    if header["results"] != of["results"]:
-        raise ValueError(f"{path}: does not belong to the classifier beside it; evaluate that again")
-    return Judge(network, tensors["features"].float(), header)
-
-
-@torch.no_grad()
-def features(network: Classifier, x: Tensor, size: int = 500) -> Tensor:
-    """The classifier's features of images, ``(N, C, H, W)`` to ``(N, D)``, in batches."""
-    return torch.cat([network.features(part) for part in x.split(size)])
-
-
-def calibrate(path: str | Path, folder: str | Path | None = None) -> dict[str, Any]:
-    """Measure a trained classifier, and write it with its reference features into ``folder``, if one is given.
-
-    Its recipe says which half of the data is the ``reference``; the floor at n is the mean and the standard deviation
-    of the Fréchet distances from it of ten random sets of n images of the other half (of the one set there is, and no
-    deviation, if that half has n images). Gives the results.
-    """
-    network, header = weights(path)
-    recipe = header["recipe"]
-    halves = {part: data.images(recipe["data"], part == "train") for part in ("train", "test")}
-    of = {part: features(network, images.x) for part, images in halves.items()}
-    with torch.no_grad():
-        right = {part: (network.head(of[part]).argmax(1) == halves[part].y).double().mean().item() for part in of}
-    reference = of.pop(recipe["reference"])
-    (other,) = of.values()
-    generator, floor = runtime.generator(recipe["seed"]), {}
-    for n in (360, 1000, 2000, 5000, 10_000):
-        if reference.shape[1] < n <= len(other):
-            sets = [torch.randperm(len(other), generator=generator)[:n] for _ in range(10 if n < len(other) else 1)]
-            distances = torch.stack([metrics.frechet_distance(other[rows], reference) for rows in sets])
-            spread = round(distances.std().item(), 5) if len(sets) > 1 else None
-            floor[str(n)] = [round(distances.mean().item(), 5), spread]
-    results = {"accuracy": right, "reference": f"{recipe['data']} {recipe['reference']}", "floor": floor}
-    if folder is None:
-        return results
-    header["results"] = results
-    tensors = checkpoints.half(network.state_dict())
-    checkpoints.write(Path(folder) / f"{recipe['name']}.safetensors", tensors, header)
-    checkpoints.write(
-        Path(folder) / f"{recipe['name']}-reference.safetensors", {"features": reference.half()}, {"results": results}
-    )
-    return results
-
-
-def compare(by: Judge, x: Tensor) -> dict[str, Any]:
-    """Images ``(n, C, H, W)`` against the judge's real ones.
-
-    Gives the Fréchet distance of their features beside its floor at the same n, the share of images that the
-    classifier is more than 90 % sure of, and how many it counts in each class. Raises ``ValueError`` if the floor is
-    not known at that n.
-    """
-    n = len(x)
-    check_n(by, n)
-    seen = features(by.network, x)
-    with torch.no_grad():
-        sure, label = by.network.head(seen).softmax(1).max(1)
-    distance, floor = metrics.frechet_distance(seen, by.reference).item(), by.header["results"]["floor"][str(n)]
-    return {
-        "n": n,
-        "frechet": round(distance, 4),
-        "floor": floor,
-        "frechet / floor": round(distance / floor[0], 2),
-        "sure": round((sure > 0.9).double().mean().item(), 4),
-        "classes": label.bincount(minlength=10).tolist(),
-    }
-
-
-def check_n(by: Judge, n: int) -> None:
-    """Raise ``ValueError`` if the judge knows no floor for n images."""
-    floor = by.header["results"]["floor"]
-    if str(n) not in floor:
-        raise ValueError(f"n: the floor is known at {', '.join(floor)} images, got {n}")
-
-
-def evaluate(
-    model: Model, n: int = 5000, sampler: str = "ddim", steps: int = 50, eta: float = 0.0, seed: int = 0
-) -> dict[str, Any]:
-    """Draw ``n`` images and :func:`compare` them with real ones; the time an image took beside it."""
-    by = judge(model.header["recipe"]["judge"])
-    check_n(by, n)
-    start = time.perf_counter()
-    x = draw(model, n, sampler, steps, eta, seed)
-    seconds = time.perf_counter() - start
-    settings = {"name": sampler, "steps": steps, "eta": eta, "seed": seed}
-    return {"sampler": settings, "seconds an image": round(seconds / n, 5)} | compare(by, x)
-
-
-def record(path: str | Path, results: dict[str, Any], to: str | Path) -> None:
-    """Copy a weights file to ``to`` with ``results`` added to its header."""
-    tensors, header = checkpoints.read(path)
-    header["results"] |= results
-    checkpoints.write(to, tensors, header)

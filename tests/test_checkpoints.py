@@ -19,9 +19,9 @@ import torch
 from diffutils import checkpoints
 from diffutils.checkpoints import Checkpoints, pack, read, unpack, write
 from diffutils.objectives import simple_loss
-from diffutils.runtime import generator, seeded
+from diffutils.runtime import Randomness, generator, seeded
 from diffutils.schedules import linear
-from diffutils.training import Batches, Budget, Descent, Randomness, average, fit
+from diffutils.training import Batches, Budget, Descent, average, fit
 
 STEPS = 400
 

@@ -19,9 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from diffutils.checkpoints import Checkpoints
 from diffutils.networks.unet import UNet
 from diffutils.objectives import simple_loss
-from diffutils.runtime import generator, place, seeded
+from diffutils.runtime import Randomness, generator, place, seeded
 from diffutils.schedules import linear
-from diffutils.training import Batches, Descent, Randomness, average, fit
+from diffutils.training import Batches, Descent, average, fit
 
 folder, shard, micro, steps = sys.argv[1], sys.argv[2] == "shard", int(sys.argv[3]), int(sys.argv[4])
 torch.set_num_threads(1)

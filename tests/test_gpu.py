@@ -7,7 +7,7 @@ from itertools import islice, repeat
 import pytest
 import torch
 
-from diffutils import bench, recipes, runtime, zoo
+from diffutils import bench, evaluation, recipes, runtime, zoo
 from diffutils.checkpoints import read
 from diffutils.networks.unet import UNet
 from diffutils.objectives import simple_loss
@@ -95,8 +95,8 @@ def test_a_run_goes_on_bit_for_bit(tmp_path):
 
 def test_sampling_on_the_gpu_is_as_good_as_its_header_says():
     model = zoo.load("mnist-ddpm", DEVICE)
-    found = zoo.evaluate(model, 1000, steps=50)["frechet"]
-    assert found < 3 * zoo.judge("mnist-classifier").header["results"]["floor"]["1000"][0]
+    found = evaluation.evaluate(model, 1000, steps=50)["frechet"]
+    assert found < 3 * evaluation.judge("mnist-classifier").header["results"]["floor"]["1000"][0]
     assert zoo.draw(model, 3, "ddpm", len(subsequence(1000, 20)) - 1).device.type == "cpu"
 
 

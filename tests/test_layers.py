@@ -11,8 +11,8 @@ import diffutils
 
 ROOT = Path(diffutils.__file__).parent
 ROOMS = """runtime data schedules process networks.embedding networks.mlp networks.unet networks.autoencoder
-    networks.discriminator networks.classifier networks.text objectives optimisers checkpoints training samplers metrics
-    plots recipes zoo widgets bench race __main__""".split()
+    networks.discriminator networks.classifier networks.text objectives optimisers checkpoints training adversarial
+    samplers metrics plots recipes zoo evaluation studies widgets bench race __main__""".split()
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
 MODULES = {name: path for name, path in FILES.items() if not name.endswith("__init__")}
 every_file = pytest.mark.parametrize("name", FILES)
@@ -88,7 +88,7 @@ RANDOM = {"rand", "randn", "randint", "randperm", "multinomial", "normal", "bern
 GLOBAL = {"rand_like", "randn_like", "randint_like", "seed", "set_rng_state", "manual_seed_all"}
 
 
-ON_PURPOSE = {("runtime", "manual_seed"), ("training", "set_rng_state")}  # `seeded`, and resuming a run
+ON_PURPOSE = {("runtime", "manual_seed"), ("runtime", "set_rng_state")}  # `seeded`, and resuming a run
 
 
 @every_file

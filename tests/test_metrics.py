@@ -7,7 +7,18 @@ import pytest
 import torch
 from scipy import integrate, linalg, stats
 
-from diffutils.metrics import bits_per_dim, energy_distance, frechet_distance, interval, two_sample_test, wasserstein_1d
+from diffutils.metrics import (
+    bits_per_dim,
+    density_coverage,
+    energy_distance,
+    frechet_distance,
+    half_sample_error,
+    interval,
+    kernel_distance,
+    precision_recall,
+    two_sample_test,
+    wasserstein_1d,
+)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -158,3 +169,73 @@ def test_frechet_distance_refuses_what_it_cannot_judge():
     ]:
         with pytest.raises(ValueError, match=complaint):
             frechet_distance(good, bad)
+
+
+def test_kernel_distance_is_the_sum_over_pairs_and_unbiased():
+    x, y = randn(7, 3), randn(5, 3, seed=1) + 0.5
+
+    def k(a, b):
+        return (a @ b / 3 + 1).item() ** 3
+
+    within_x = sum(k(x[i], x[j]) for i in range(7) for j in range(7) if i != j) / 42
+    within_y = sum(k(y[i], y[j]) for i in range(5) for j in range(5) if i != j) / 20
+    across = sum(k(a, b) for a in x for b in y) / 35
+    assert abs(kernel_distance(x, y).item() - (within_x + within_y - 2 * across)) < 1e-12
+    assert abs(kernel_distance(x, y, size=2) - kernel_distance(x, y)) < 1e-12
+    same = torch.stack([kernel_distance(randn(50, 4, seed=2 * i), randn(50, 4, seed=2 * i + 1)) for i in range(200)])
+    assert same.mean().abs() < 3 * same.std() / 200**0.5 and (same < 0).any()
+
+
+def brute_neighbours(x, y, k):
+    """Which x lie in which neighbourhoods of y, by definition, one pair at a time."""
+    radius = [sorted((a - b).norm().item() for j, b in enumerate(y) if j != i)[k - 1] for i, a in enumerate(y)]
+    return torch.tensor([[(a - b).norm().item() <= r for b, r in zip(y, radius, strict=True)] for a in x])
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_precision_recall_density_and_coverage_are_their_definitions(k):
+    x, y = 1.5 * randn(30, 2), randn(40, 2, seed=1)
+    among_real, among_drawn = brute_neighbours(x, y, k), brute_neighbours(y, x, k)
+    precision, recall = precision_recall(x, y, k)
+    assert precision == among_real.any(1).double().mean() and recall == among_drawn.any(1).double().mean()
+    density, coverage = density_coverage(x, y, k)
+    assert abs(density - among_real.sum().item() / (k * 30)) < 1e-12 and coverage == among_real.any(0).double().mean()
+
+
+def test_precision_sees_bad_samples_recall_and_coverage_see_dropped_modes():
+    real = torch.cat([randn(500, 2), randn(500, 2, seed=1) + 20])
+    half = randn(1000, 2, seed=2)
+    precision, recall = precision_recall(half, real)
+    density, coverage = density_coverage(half, real)
+    assert precision > 0.9 and recall < 0.55 and density > 0.8 and coverage < 0.55
+    noisy = torch.cat([randn(500, 2, seed=3), randn(500, 2, seed=4) + 20, randn(1000, 2, seed=5) * 100])
+    precision, recall = precision_recall(noisy[torch.arange(0, 2000, 2)], real)
+    assert precision < 0.6 and recall > 0.9
+    density, coverage = density_coverage(randn(1000, 2, seed=6) * 100, real)
+    assert precision_recall(randn(1000, 2, seed=6) * 100, real)[1] > 0.5 and density < 0.05 and coverage < 0.1
+
+
+def test_half_samples_give_the_standard_error_of_a_mean_and_of_a_frechet_distance():
+    x = randn(400, 3)
+    error = half_sample_error(lambda part: part.mean(0), x, seeded(), 2000)
+    assert (error / (x.std(0) / 20) - 1).abs().max() < 0.06
+    y = randn(4000, 3, seed=1)
+
+    def distance(part):
+        return frechet_distance(part + 0.5, y)
+
+    spread = torch.stack([distance(randn(400, 3, seed=10 + i)) for i in range(200)]).std()
+    errors = [half_sample_error(distance, randn(400, 3, seed=300 + i), seeded(i)) for i in range(20)]
+    assert abs(torch.stack(errors).mean() / spread - 1) < 0.2
+    with pytest.raises(ValueError, match="times: must be at least 2"):
+        half_sample_error(distance, x, seeded(), 1)
+
+
+@pytest.mark.parametrize("measure", [precision_recall, density_coverage])
+def test_neighbourhoods_need_neighbours(measure):
+    with pytest.raises(ValueError, match="x: 3 samples have no 3-th neighbour"):
+        measure(randn(3, 2), randn(9, 2), 3)
+    with pytest.raises(ValueError, match="k: must be at least 1, got 0"):
+        measure(randn(9, 2), randn(9, 2), 0)
+    with pytest.raises(ValueError, match="need equal dimensions"):
+        measure(randn(9, 2), randn(9, 3))

@@ -7,7 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from diffutils import recipes
+from diffutils.networks.autoencoder import VAE, Decoder, Encoder
 from diffutils.networks.classifier import Classifier
+from diffutils.networks.discriminator import GAN
 from diffutils.networks.embedding import TimeEmbedding, sinusoids
 from diffutils.networks.mlp import MLP
 from diffutils.networks.unet import Attention, ResBlock, UNet
@@ -284,3 +287,48 @@ def test_a_classifier_answers_with_logits_of_its_features(size, channels):
 def test_a_classifier_of_another_size_is_refused():
     with pytest.raises(ValueError, match="size: must be a power of two from 8 to 256, got 28"):
         Classifier(28)
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "multipliers", "grid"), [(8, 1, (1, 2), 4), (32, 2, (1, 2, 4), 4), (64, 1, (1, 1, 1, 1), 8)]
+)
+def test_encoder_and_decoder_are_each_others_shapes(size, patch, multipliers, grid):
+    there = Encoder(size, 3, 8, multipliers, out=5, patch=patch)
+    back = Decoder(size, 3, 8, multipliers, into=5, patch=patch)
+    assert there.grid == back.grid == grid
+    h = there(randn(2, 3, size, size))
+    assert h.shape == (2, 5, grid, grid) and back(h).shape == (2, 3, size, size)
+
+
+@pytest.mark.parametrize("build", [Encoder, Decoder])
+def test_a_size_that_cannot_be_halved_so_often_is_refused(build):
+    with pytest.raises(ValueError, match="size: 12 pixels cannot be divided by 8"):
+        build(12, multipliers=(1, 1, 1, 1))
+
+
+def test_a_vae_draws_by_its_decoder_and_encodes_each_image_by_itself():
+    network = awake(VAE(8, latent=5, width=8))
+    drawn = network.sample(3, torch.Generator().manual_seed(1))
+    z = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(drawn, network.decode(z).clamp(-1, 1)) and drawn.shape == (3, 1, 8, 8)
+    x = randn(4, 1, 8, 8)
+    mean, var = network.encode(x)
+    one, _ = network.encode(x[2:3])
+    assert (mean[2:3] - one).abs().max() < 1e-5 and (var > 0).all() and mean.shape == (4, 5)
+    with pytest.raises(ValueError, match=r"x: this network takes \(B, 1, 8, 8\)"):
+        network.encode(randn(4, 1, 16, 16))
+
+
+def test_the_three_families_of_a_recipe_set_are_of_equal_size():
+    """Within 10 % of the diffusion model's number of parameters, all that is trained counted."""
+    for data in "digits", "mnist":
+        count = {
+            name: sum(p.numel() for p in recipes.build(recipes.recipe(f"{data}-{name}")).parameters())
+            for name in ("ddpm", "vae", "gan")
+        }
+        assert all(abs(value / count["ddpm"] - 1) < 0.1 for value in count.values()), count
+
+
+def test_a_gan_draws_images():
+    drawn = GAN(16, 3, latent=4, width=8, against=8).sample(3, torch.Generator().manual_seed(1))
+    assert drawn.shape == (3, 3, 16, 16) and drawn.abs().max() <= 1

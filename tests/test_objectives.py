@@ -10,8 +10,10 @@ from torch.distributions import Normal, kl_divergence
 
 from diffutils.data import bumps
 from diffutils.metrics import interval
+from diffutils.networks.autoencoder import VAE
 from diffutils.objectives import (
     bound_terms,
+    bound_weight,
     classification_loss,
     decoder_term,
     discrete_log_prob,
@@ -19,6 +21,7 @@ from diffutils.objectives import (
     prior_term,
     simple_loss,
     step_term,
+    vae_terms,
 )
 from diffutils.process import convert, ideal_denoiser, q_posterior, q_sample
 from diffutils.schedules import cosine, few_step, linear
@@ -340,3 +343,81 @@ def test_a_shift_moves_each_image_whole_by_its_own_random_amount():
         else:
             raise AssertionError("an image that is no shifted copy")
     assert len(found) == 25  # each of the 5 x 5 moves comes up
+
+
+@pytest.mark.parametrize("kind", ["eps", "x_0", "v", "mean"])
+@pytest.mark.parametrize("variance", ["beta", "beta_tilde"])
+def test_the_weighted_error_of_any_prediction_is_the_term_of_the_bound(kind, variance):
+    """At every t: lambda_t |k - k'|^2, summed, is the KL divergence of two posteriors of the same variance."""
+    schedule, x_0, guess = linear(20), randn(6, 3), randn(6, 3, seed=1)
+    weight = bound_weight(schedule, kind, variance)
+    for t in range(2, 21):
+        seen = q_sample(x_0, t, randn(6, 3, seed=t), schedule)
+        mean_q, var_q = q_posterior(seen, x_0, t, schedule)
+        mean_p, _ = q_posterior(seen, guess, t, schedule)
+        var = var_q if variance == "beta_tilde" else schedule.beta[t].expand_as(var_q)
+        exact = gaussian_kl(mean_q, var, mean_p, var)
+        right, wrong = (convert(x, seen, t, schedule, "x_0", kind) for x in (x_0, guess))
+        assert ((weight[t] * (right - wrong).square().sum(1)) / exact - 1).abs().max() < 1e-9
+    assert weight[0] == 0 and abs(bound_weight(schedule, "x_0", variance)[1] * 2 * schedule.beta[1] - 1) < 1e-9
+    with pytest.raises(ValueError, match="variance: must be"):
+        bound_weight(schedule, kind, "learned")
+
+
+def test_the_weight_of_eps_is_the_formula_of_the_paper():
+    s = linear(1000)
+    formula = s.beta[1:] ** 2 / (2 * s.beta[1:] * s.alpha[1:] * (1 - s.alpha_bar[1:]))
+    assert (bound_weight(s)[1:] / formula - 1).abs().max() < 1e-10
+
+
+def test_a_weight_counts_each_step_as_often_as_it_says():
+    schedule = linear(4)
+    weight = torch.tensor([0.0, 0.0, 3.0, 0.0, 0.0])
+    spy, x_0 = Spy(), randn(4000, 2)
+    loss = simple_loss(spy, x_0, schedule, seeded(1), weight=weight)
+    eps = convert(x_0, spy.x_t, spy.t, schedule, "x_0", "eps")
+    at_two = (spy.t == 2)[:, None]
+    assert abs(loss - 3 * (at_two * eps.square()).mean()) < 1e-6
+    even = simple_loss(Spy(), x_0, schedule, seeded(1), weight=torch.ones(5))
+    assert abs(even - simple_loss(Spy(), x_0, schedule, seeded(1))) < 1e-6
+
+
+class LinearVAE(VAE):
+    """p(x | z) = N(W z, sigma^2 I) with q(z | x) its exact posterior, so that the bound is the likelihood itself."""
+
+    def __init__(self, weight: torch.Tensor, sigma: float):
+        super().__init__(8, latent=weight.shape[1], width=8)
+        self.weight, self.s2 = weight, sigma**2
+        self.log_sigma.data = torch.tensor(math.log(sigma), dtype=torch.float64)
+
+    def forward(self, x, generator=None):
+        precision = torch.eye(self.latent, dtype=torch.float64) + self.weight.T @ self.weight / self.s2
+        cov = torch.linalg.inv(precision)  # diagonal, as the columns of W are orthogonal
+        mean = x.flatten(1) @ self.weight @ cov / self.s2
+        var = cov.diagonal().expand_as(mean)
+        z = mean + var.sqrt() * torch.randn(mean.shape, generator=generator, dtype=torch.float64)
+        return (z @ self.weight.T).reshape(x.shape), self.log_sigma.exp(), mean, var
+
+
+def test_the_bound_of_a_vae_with_the_exact_posterior_is_the_likelihood():
+    weight, _ = torch.linalg.qr(randn(64, 3))
+    weight, sigma = weight * torch.tensor([2.0, 1.0, 0.5]).double(), 0.4
+    x = randn(5, 1, 8, 8, seed=3)
+    cov = weight @ weight.T + sigma**2 * torch.eye(64).double()
+    exact = -torch.distributions.MultivariateNormal(torch.zeros(64).double(), cov).log_prob(x.flatten(1))
+    network = LinearVAE(weight, sigma)
+    draws = torch.stack([vae_terms(network, x, seeded(i)).sum(0) for i in range(2000)])
+    error = draws.std(0) / 2000**0.5
+    assert ((draws.mean(0) - exact).abs() < 5 * error).all() and (error < 0.1).all()
+
+
+def test_the_terms_of_a_vae_on_discrete_data_are_the_probability_and_the_divergence():
+    torch.manual_seed(0)
+    network = VAE(8, latent=3, width=8)
+    x = torch.randint(17, (6, 1, 8, 8), generator=seeded()).double() / 8 - 1
+    distortion, rate = vae_terms(network, x.float(), seeded(1), levels=17)
+    decoded, sigma, mean, var = network(x.float(), seeded(1))
+    q = Normal(mean.double(), var.double().sqrt())
+    assert ((kl_divergence(q, Normal(0.0, 1.0)).sum(1) - rate).abs() < 1e-3).all()
+    p = discrete_log_prob(x, decoded.double(), sigma.double(), 17).flatten(1).sum(1)
+    assert ((distortion + p).abs() < 1e-2).all() and (distortion > 0).all()

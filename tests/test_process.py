@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from diffutils.data import bumps
-from diffutils.process import at, check_t, convert, denoiser, ideal_denoiser, q_posterior, q_sample
+from diffutils.data import GaussianMixture, bumps
+from diffutils.process import at, check_t, convert, denoiser, guided, ideal_denoiser, q_posterior, q_sample
 from diffutils.schedules import cosine, few_step, linear
 
 KINDS = "eps", "x_0", "v", "mean"
@@ -206,3 +206,52 @@ def test_s_must_come_before_t(s):
 def test_an_unknown_kind_is_refused_by_name(source, target, name):
     with pytest.raises(ValueError, match=f"{name}: .*'eps', 'x_0', 'v', 'mean'"):
         convert(randn(2, 1), randn(2, 1), 1, linear(10), source, target)
+
+
+class Labelled(nn.Module):
+    """Answers with a different linear function of x_t for every label; label 2 stands for none."""
+
+    classes = 2
+
+    def forward(self, x_t, t, y=None):
+        return x_t * torch.tensor([0.5, -1.0, 0.1], dtype=x_t.dtype)[y][:, None]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("weight", [0.0, 1.0, 2.5])
+def test_guidance_goes_from_the_estimate_without_the_label_past_the_one_with_it(kind, weight):
+    """In the papers' form, for eps: (1 - w) eps(x_t) + w eps(x_t, y); the same in every parameterisation."""
+    schedule, x_t, t, y = linear(50), randn(4, 3), torch.full((4,), 30), torch.tensor([0, 1, 1, 0])
+    network = Labelled()
+    value = {name: network(x_t, t, label) for name, label in (("told", y), ("not", torch.full_like(y, 2)))}
+    eps = {name: convert(of, x_t, t, schedule, kind, "eps") for name, of in value.items()}
+    expected = convert((1 - weight) * eps["not"] + weight * eps["told"], x_t, t, schedule, "eps", "x_0")
+    assert (guided(network, schedule, y, weight, kind)(x_t, t) - expected).abs().max() < 1e-9
+    assert guided(network, schedule, y, weight, kind, clip=True)(10 * x_t, t).abs().max() <= 1
+
+
+def test_more_guidance_moves_samples_of_a_known_mixture_towards_their_class():
+    """Exact conditional and unconditional denoisers of two bumps at -1 and +1: the sign of guidance, measured."""
+    at_one = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+    both = GaussianMixture(torch.full((2,), 0.5).double(), at_one, torch.full((2,), 0.09).double())
+    right = GaussianMixture(torch.ones(1).double(), at_one[1:], torch.full((1,), 0.09).double())
+    schedule = cosine(100)
+
+    class Exact(nn.Module):
+        classes = 1
+
+        def forward(self, x_t, t, y):
+            alone = ideal_denoiser(right, schedule)(x_t, t)
+            return torch.where(y[:, None] == 0, alone, ideal_denoiser(both, schedule)(x_t, t))
+
+    x_T, means = randn(2000, 1), []
+    for weight in (0.0, 1.0, 3.0):
+        denoise = guided(Exact(), schedule, torch.zeros(2000, dtype=torch.int64), weight, "x_0")
+        x = x_T
+        for t in range(100, 0, -1):  # DDIM, written out
+            x_0 = denoise(x, torch.full((2000,), t))
+            signal, noise = schedule.alpha_bar[t].sqrt(), (1 - schedule.alpha_bar[t]).sqrt()
+            eps = (x - signal * x_0) / noise
+            x = schedule.alpha_bar[t - 1].sqrt() * x_0 + (1 - schedule.alpha_bar[t - 1]).sqrt() * eps
+        means.append(x.mean().item())
+    assert abs(means[0]) < 0.1 and abs(means[1] - 1) < 0.05 and means[2] > 1.05

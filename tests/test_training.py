@@ -13,9 +13,9 @@ from diffutils.data import bumps
 from diffutils.networks.mlp import MLP
 from diffutils.objectives import simple_loss
 from diffutils.process import convert
-from diffutils.runtime import has_bf16
+from diffutils.runtime import Randomness, has_bf16
 from diffutils.schedules import few_step
-from diffutils.training import Batches, Budget, Descent, Randomness, average, fit
+from diffutils.training import Batches, Budget, Descent, average, fit
 
 
 def seeded(seed: int = 0) -> torch.Generator:

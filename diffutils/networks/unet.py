@@ -10,12 +10,12 @@ from torch.nn import functional as F
 from .embedding import TimeEmbedding
 
 
-def _norm(channels: int) -> nn.GroupNorm:
+def norm(channels: int) -> nn.GroupNorm:
     """Up to 32 groups of at least 4 channels each."""
     return nn.GroupNorm(math.gcd(channels // 4, 32), channels)
 
 
-def _zero(layer: nn.Module) -> nn.Module:
+def zero(layer: nn.Module) -> nn.Module:
     """The layer with its parameters at zero, so that a residual branch starts as the identity."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
@@ -31,10 +31,10 @@ class ResBlock(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, embedding: int, dropout: float = 0.0):
         super().__init__()
-        self.enter = nn.Sequential(_norm(c_in), nn.SiLU(), nn.Conv2d(c_in, c_out, 3, padding=1))
+        self.enter = nn.Sequential(norm(c_in), nn.SiLU(), nn.Conv2d(c_in, c_out, 3, padding=1))
         self.modulate = nn.Sequential(nn.SiLU(), nn.Linear(embedding, 2 * c_out))
-        self.norm = _norm(c_out)
-        self.leave = nn.Sequential(nn.SiLU(), nn.Dropout(dropout), _zero(nn.Conv2d(c_out, c_out, 3, padding=1)))
+        self.norm = norm(c_out)
+        self.leave = nn.Sequential(nn.SiLU(), nn.Dropout(dropout), zero(nn.Conv2d(c_out, c_out, 3, padding=1)))
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -49,9 +49,9 @@ class Attention(nn.Module):
     def __init__(self, channels: int, head_width: int = 32):
         super().__init__()
         self.heads = math.gcd(channels, max(1, channels // head_width))
-        self.norm = _norm(channels)
+        self.norm = norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.leave = _zero(nn.Conv2d(channels, channels, 1))
+        self.leave = zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         B, C, H, W = x.shape
@@ -141,8 +141,8 @@ class UNet(nn.Module):
             if level > 0:
                 self.up.append(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(c, c, 3, padding=1)))
 
-        leave = _zero(nn.Conv2d(c, channels * patch**2, 3, padding=1))
-        self.leave = nn.Sequential(_norm(c), nn.SiLU(), leave, nn.PixelShuffle(patch))
+        leave = zero(nn.Conv2d(c, channels * patch**2, 3, padding=1))
+        self.leave = nn.Sequential(norm(c), nn.SiLU(), leave, nn.PixelShuffle(patch))
 
     @staticmethod
     def _stage(c_in: int, c_out: int, embedding: int, dropout: float, attend: bool) -> nn.ModuleList:

@@ -1,0 +1,59 @@
+"""Studies: cells measured one after the other, a file that can be gone on with, and the shipped results."""
+
+import json
+
+import pytest
+
+from diffutils import recipes, studies, zoo
+
+
+def test_a_study_goes_on_with_the_cells_that_are_missing(tmp_path, monkeypatch):
+    measured = []
+
+    def cells():
+        for seed in range(4):
+            yield {"seed": seed}, lambda seed=seed: measured.append(seed) or {"square": seed**2}
+
+    monkeypatch.setitem(studies.STUDIES, "squares", cells)
+    path = tmp_path / "new" / "squares.json"
+    walk = studies.run("squares", path)
+    assert [next(walk), next(walk)] == [{"seed": 0, "square": 0}, {"seed": 1, "square": 1}]
+    walk.close()  # stopped in the middle
+    assert [row["seed"] for row in studies.run("squares", path)] == [2, 3] and measured == [0, 1, 2, 3]
+    kept = json.loads(path.read_text())
+    assert kept["rows"] == [{"seed": i, "square": i * i} for i in range(4)]
+    assert {"hardware", "threads", "versions", "date"} <= kept["setting"].keys()
+    assert not list(studies.run("squares", path)) and [file.name for file in path.parent.iterdir()] == ["squares.json"]
+
+
+def test_a_file_of_another_study_and_an_unknown_study_are_refused(tmp_path):
+    (tmp_path / "a.json").write_text('{"study": "bound", "rows": []}')
+    with pytest.raises(ValueError, match="holds the study bound, not families"):
+        next(studies.run("families", tmp_path / "a.json"))
+    with pytest.raises(ValueError, match="name: must be one of families, .*got 'family'"):
+        next(studies.run("family", tmp_path / "b.json"))
+
+
+def test_every_cell_of_every_study_is_another():
+    for name, cells in studies.STUDIES.items():
+        settings = [json.dumps(of) for of, _ in cells()]
+        assert len(settings) == len(set(settings)) > 3, name
+
+
+def test_bits_add_up_and_a_vae_and_a_diffusion_model_have_their_own_terms():
+    found = studies.bits(zoo.load("digits-vae", "cpu"), 20)
+    assert found["total"] == pytest.approx(found["distortion"] + found["rate"], abs=1e-4) and 1 < found["total"] < 3
+
+
+def test_the_error_of_x_0_grows_with_t():
+    found = studies.errors(zoo.load("digits-ddpm", "cpu"))
+    values = list(found.values())
+    assert list(found)[0] == "1" and list(found)[-1] == "1000" and values == sorted(values) and values[-1] < 1
+
+
+@pytest.mark.parametrize("name", studies.STUDIES)
+def test_shipped_results_are_complete(name):
+    kept = studies.results(name)
+    for settings, _ in studies.STUDIES[name]():
+        assert any(settings.items() <= row.items() for row in kept["rows"]), settings
+    assert kept["study"] == name and (recipes.FOLDER / f"{name}.json").stat().st_size < 200_000
