@@ -34,7 +34,7 @@ def test_every_recipe_builds_its_network_schedule_and_objective():
             assert recipes.schedule(recipe).T == recipe["schedule"]["T"]
         if recipe["method"] != "classifier":
             assert recipes.recipes()[recipe["judge"]]["data"] == recipe["data"]
-        x = torch.zeros(2, network.channels, network.size, network.size)
+        x = -torch.ones(2, network.channels, network.size, network.size)
         if recipe["method"] == "gan":  # two losses, of an update of its own
             assert network.discriminator(network.sample(2, torch.Generator())).shape == (2,)
             continue
