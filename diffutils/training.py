@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -336,7 +337,7 @@ def _mean(recent: list[dict[str, Tensor]], index: int) -> dict[str, float]:
 
 def _bar(progress: bool | None, budget: Budget, index: int) -> tqdm:
     """A bar on standard error, with the time left."""
-    hidden = not progress if progress is not None else True if "CI" in os.environ or place()[0] else None
+    shown = sys.stderr.isatty() and "CI" not in os.environ and place()[0] == 0 if progress is None else progress
     total, done, unit = (budget.steps, index, " steps") if budget.steps else (budget.seconds, budget.spent(), " s")
     form = "{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f}{unit} [{elapsed}, {remaining} left]"
-    return tqdm(total=total, initial=done, unit=unit, disable=hidden, smoothing=0.05, bar_format=form)
+    return tqdm(total=total, initial=done, unit=unit, disable=not shown, smoothing=0.05, bar_format=form)
