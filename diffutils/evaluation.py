@@ -164,14 +164,17 @@ def evaluate(
 ) -> dict[str, Any]:
     """Draw ``n`` images and :func:`compare` them with real ones; the time an image took beside it.
 
-    By default n is 5000, or the most below that at which the recipe's judge knows its floor.
+    By default n is 5000, or the most below that at which the recipe's judge knows its floor. A network with classes is
+    asked for each of them equally often, without guidance beyond the label (weight 1).
     """
     by = judge(model.header["recipe"]["judge"])
     if n is None:
         n = max(known for known in map(int, by.header["results"]["floor"]) if known <= 5000)
     check_n(by, n)
+    classes = getattr(model.network, "classes", None)
+    y = None if classes is None else torch.arange(n) % classes
     start = time.perf_counter()
-    x = zoo.draw(model, n, sampler, steps, eta, seed)
+    x = zoo.draw(model, n, sampler, steps, eta, seed, y=y)
     seconds = time.perf_counter() - start
     settings = {"name": sampler, "steps": steps, "eta": eta, "seed": seed}
     if model.schedule is None:

@@ -105,7 +105,8 @@ def test_a_shipped_model_draws_the_quality_that_its_header_states(name):
     """Few images, so the distance is larger than the header's; far below that of images with one row moved."""
     model, judge = zoo.load(name, "cpu"), evaluation.judge(recipes.recipe(name)["judge"])
     n = 360
-    x = zoo.draw(model, n, "ddim", 10, seed=5)
+    y = None if getattr(model.network, "classes", None) is None else torch.arange(n) % 10
+    x = zoo.draw(model, n, "ddim", 10, seed=5, y=y)
     assert x.shape == (n, model.network.channels, model.network.size, model.network.size) and x.abs().max() <= 1
     seen = evaluation.features(judge.network, x)
     with torch.no_grad():
@@ -113,6 +114,20 @@ def test_a_shipped_model_draws_the_quality_that_its_header_states(name):
     assert (sure > 0.9).double().mean() > 0.75 and label.bincount(minlength=10).min() > 10
     spoilt = evaluation.features(judge.network, x.roll(1, -2).flip(-1))
     assert 2 * frechet_distance(seen, judge.reference) < frechet_distance(spoilt, judge.reference)
+
+
+def test_a_model_with_classes_draws_what_it_is_asked_for():
+    model, judge = zoo.load("digits-ddpm-class", "cpu"), evaluation.judge("digits-classifier")
+    y = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6, 8, 0] * 6)
+    x = zoo.draw(model, 60, steps=15, y=y, weight=2.0, size=25)
+    with torch.no_grad():
+        assert (judge.network(x).argmax(1) == y).double().mean() > 0.95
+    alone = zoo.draw(model, 60, steps=15, y=y, weight=1.0, size=25)
+    assert not torch.equal(x, alone) and torch.equal(x[:25], zoo.draw(model, 25, steps=15, y=y[:25], weight=2.0))
+    with pytest.raises(ValueError, match="y: digits-ddpm-class takes n labels, got 3"):
+        zoo.draw(model, 2, y=torch.tensor([1, 2, 3]))
+    with pytest.raises(ValueError, match="y: digits-ddpm takes no labels"):
+        zoo.draw(zoo.load("digits-ddpm", "cpu"), 2, y=torch.tensor([1, 2]))
 
 
 def test_drawing_depends_on_the_seed_alone():
