@@ -92,7 +92,7 @@ def evaluate(options: argparse.Namespace) -> None:
             model = zoo.load(name, options.device)
             seeds = range(options.seed, options.seed + options.repeats)
             how = options.n, options.sampler, options.steps, options.eta
-            found = {"evaluations": [evaluation.evaluate(model, *how, seed) for seed in seeds]}
+            found = {"evaluations": [evaluation.evaluate(model, *how, seed, options.inception) for seed in seeds]}
             if options.record:
                 evaluation.record(name, found, options.record)
         results.append({"recipe": header["recipe"]["name"], "trained": header["trained"]} | found)
@@ -189,6 +189,7 @@ def parser() -> argparse.ArgumentParser:
         else:
             add(one, "--repeats", type=int, default=1, help="measure with so many seeds")
             add(one, "--record", help="write the weights with these results in their header to this file (or folder)")
+            add(one, "--inception", help="weights of torch-fidelity's Inception network: add the papers' FID and KID")
             add(one, "--out", help="write the results to this file as JSON")
 
     one = command("bench", benchmark)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from . import checkpoints, data, metrics, runtime, zoo
 from .networks.classifier import Classifier
@@ -152,6 +153,51 @@ def compare(by: Judge, x: Tensor, seed: int = 0) -> dict[str, Any]:
     )
 
 
+def inception(x: Tensor, y: Tensor, weights: str | Path, layer: str = "2048") -> dict[str, float]:
+    """Fréchet and kernel distance of images ``(n, C, H, W)`` in [-1, 1] from real ones, in Inception's features:
+    ``fid`` and ``kid`` as papers report them (who use 50,000 images), by the library torch-fidelity.
+
+    ``weights`` is the file of that library's Inception network, 91 MB, which is not part of the book; ``layer`` is
+    one of its layers. Raises ``ImportError`` without the library, ``FileNotFoundError`` without the file.
+    """
+    import torch_fidelity
+
+    if not Path(weights).is_file():
+        raise FileNotFoundError(f"{weights}: the weights of torch-fidelity's Inception network are not there")
+
+    def bytes_of(images: Tensor) -> Tensor:
+        return ((images.cpu() + 1) * 127.5).round().clamp(0, 255).byte().expand(-1, 3, -1, -1)
+
+    found = torch_fidelity.calculate_metrics(
+        input1=_Rows(bytes_of(x)),
+        input2=_Rows(bytes_of(y)),
+        fid=True,
+        kid=True,
+        kid_subset_size=min(1000, len(x), len(y)),
+        feature_layer_fid=layer,
+        feature_layer_kid=layer,
+        feature_extractor_weights_path=str(weights),
+        cuda=x.is_cuda,
+        cache=False,
+        save_cpu_ram=True,
+        verbose=False,
+    )
+    return {"fid": found["frechet_inception_distance"], "kid": found["kernel_inception_distance_mean"]}
+
+
+class _Rows(Dataset[Tensor]):
+    """A tensor as the data set that torch-fidelity wants: it gives images, not tuples."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self.rows[i]
+
+
 def check_n(by: Judge, n: int) -> None:
     """Raise ``ValueError`` if the judge knows no floor for n images."""
     floor = by.header["results"]["floor"]
@@ -160,12 +206,19 @@ def check_n(by: Judge, n: int) -> None:
 
 
 def evaluate(
-    model: zoo.Model, n: int | None = None, sampler: str = "ddim", steps: int = 50, eta: float = 0.0, seed: int = 0
+    model: zoo.Model,
+    n: int | None = None,
+    sampler: str = "ddim",
+    steps: int = 50,
+    eta: float = 0.0,
+    seed: int = 0,
+    weights: str | Path | None = None,
 ) -> dict[str, Any]:
     """Draw ``n`` images and :func:`compare` them with real ones; the time an image took beside it.
 
     By default n is 5000, or the most below that at which the recipe's judge knows its floor. A network with classes is
-    asked for each of them equally often, without guidance beyond the label (weight 1).
+    asked for each of them equally often, without guidance beyond the label (weight 1). With ``weights`` the scores of
+    :func:`inception` against the training images are added, which needs the data.
     """
     by = judge(model.header["recipe"]["judge"])
     if n is None:
@@ -179,7 +232,10 @@ def evaluate(
     settings = {"name": sampler, "steps": steps, "eta": eta, "seed": seed}
     if model.schedule is None:
         settings = {"name": "one call", "seed": seed}
-    return {"sampler": settings, "seconds an image": round(seconds / n, 5)} | compare(by, x)
+    results = {"sampler": settings, "seconds an image": round(seconds / n, 5)} | compare(by, x)
+    if weights is not None:
+        results["inception"] = inception(x, data.images(model.header["recipe"]["data"]).x, weights)
+    return results
 
 
 def record(path: str | Path, results: dict[str, Any], to: str | Path) -> None:

@@ -1,11 +1,12 @@
 """Scores of samples in the features of the book's classifiers, and what they refuse to judge."""
 
 import math
+from unittest.mock import patch
 
 import pytest
 import torch
 
-from diffutils import data, evaluation, zoo
+from diffutils import data, evaluation, metrics, runtime, zoo
 from diffutils.evaluation import compare, features, scores
 from diffutils.networks.classifier import Classifier
 
@@ -80,3 +81,21 @@ def test_a_network_left_in_training_mode_is_refused():
 def test_a_number_of_images_without_a_floor_is_refused_before_anything_is_drawn():
     with pytest.raises(ValueError, match="n: the floor is known at .*, got 7"):
         evaluation.evaluate(zoo.load("digits-ddpm", "cpu"), 7)
+
+
+def test_inception_features_go_to_a_maintained_library_and_come_back_the_same(tmp_path):
+    pytest.importorskip("torch_fidelity", reason="torch-fidelity is needed only for scores in Inception's features")
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Inception
+
+    with runtime.seeded(0):
+        with patch("torch.load"), patch.object(Inception, "load_state_dict"):
+            network = Inception("inception", ["64"], "none")
+    torch.save(network.state_dict(), tmp_path / "inception.pth")
+    y, x = (data.images("digits", train).x[:72] for train in (False, True))
+    x = -x  # so that the kernel distance is far from its rounding
+    found = evaluation.inception(x, y, tmp_path / "inception.pth", layer="64")
+    of = [network(((part + 1) * 127.5).round().byte().expand(-1, 3, -1, -1))[0] for part in (x, y)]
+    assert abs(found["fid"] - metrics.frechet_distance(*of).item()) < 1e-3 * found["fid"]
+    assert abs(found["kid"] - metrics.kernel_distance(*of).item()) < 1e-3 * found["kid"]
+    with pytest.raises(FileNotFoundError, match="are not there"):
+        evaluation.inception(x, y, tmp_path / "missing.pth")
