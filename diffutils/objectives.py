@@ -18,6 +18,7 @@ def simple_loss(
     generator: Generator | None = None,
     kind: Kind = "eps",
     weight: Tensor | None = None,
+    chance: Tensor | None = None,
     **condition: Tensor,
 ) -> Tensor:
     r"""The mean squared error of a prediction at a random step, every step of 1..T being equally likely.
@@ -27,9 +28,16 @@ def simple_loss(
 
     (and the same for the other kinds). ``x_0`` is ``(B, *D)``, ``network(x_t, t, **condition)`` answers with the same
     shape; the result is a scalar. With ``weight``, ``(T + 1,)``, the error at step t counts ``weight[t]`` times, as in
-    :func:`bound_weight`. Source: chapter 2; Ho et al. (2020), equation 14 and algorithm 1.
+    :func:`bound_weight`. With ``chance``, ``(T + 1,)``, step t is drawn with probability ``chance[t]`` and its error
+    divided by ``T chance[t]``, which changes the variance but not the mean (importance sampling). Source: chapters 2
+    and 6; Ho et al. (2020), equation 14 and algorithm 1; Nichol and Dhariwal (2021), section 3.3.
     """
-    t = torch.randint(1, schedule.T + 1, (len(x_0),), generator=generator, device=x_0.device)
+    if chance is None:
+        t = torch.randint(1, schedule.T + 1, (len(x_0),), generator=generator, device=x_0.device)
+    else:
+        t = torch.multinomial(chance, len(x_0), replacement=True, generator=generator)
+        even = torch.ones_like(chance) if weight is None else weight
+        weight = even / (schedule.T * chance)
     eps = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype, device=x_0.device)
     x_t = q_sample(x_0, t, eps, schedule)
     target = eps if kind == "eps" else convert(x_0, x_t, t, schedule, "x_0", kind)
@@ -49,7 +57,8 @@ def bound_weight(schedule: Schedule, kind: Kind = "eps", variance: Literal["beta
     in nats, for a prediction k of ``kind``. For eps it is
     :math:`\lambda_t = \beta_t^2 / (2 \sigma_t^2 \alpha_t (1 - \bar\alpha_t))`, which the simple loss sets to 1. The
     variance is that of ``variance``; at t = 1, where :math:`\tilde\beta_1 = 0`, it is :math:`\beta_1`, as in
-    :func:`decoder_term`. Entry 0 is 0. Raises ``ValueError`` for an unknown kind or variance. Source: chapter 6;
+    :func:`decoder_term`, and lambda_1 is what a continuous Gaussian in place of that term would count for. Entry 0 is
+    0. Raises ``ValueError`` for an unknown kind or variance. Source: chapter 6;
     Ho et al. (2020), equation 12.
     """
     if variance not in ("beta", "beta_tilde"):

@@ -74,25 +74,27 @@ def objective(recipe: Recipe, network: nn.Module, noise: Iterator[torch.Generato
 
     A network with classes learns without them too: it is told the class of an image with probability 1 - ``drop``.
     With ``loss = "bound"`` a diffusion model's errors are weighted as in the variational bound, divided by the mean
-    weight.
+    weight; with ``loss = "bound by chance"`` each step is drawn as often as it should weigh instead.
     """
     if recipe["method"] == "classifier":
         return lambda x, y: objectives.classification_loss(network, x, y, next(noise), recipe["shift"])
     if recipe["method"] == "vae":
         return lambda x, y: objectives.vae_terms(network, x, next(noise), recipe["levels"]).sum() / x.numel()
     chain = schedule(recipe).to(next(network.parameters()).device)
-    kind, classes, weight = recipe["predicts"], recipe["network"].get("classes"), None
-    if recipe.get("loss") == "bound":
+    kind, classes, weight, chance = recipe["predicts"], recipe["network"].get("classes"), None, None
+    if recipe.get("loss") in ("bound", "bound by chance"):
         weight = objectives.bound_weight(schedule(recipe), kind).to(chain.beta.device)
         weight = weight / weight[1:].mean()
+    if recipe.get("loss") == "bound by chance":
+        chance = weight / weight.sum()
 
     def loss(x_0: Tensor, y: Tensor) -> Tensor:
         generator = next(noise)
         if classes is None:
-            return objectives.simple_loss(network, x_0, chain, generator, kind, weight)
+            return objectives.simple_loss(network, x_0, chain, generator, kind, weight, chance)
         untold = torch.rand(len(y), generator=generator, device=y.device) < recipe["drop"]
         y = y.masked_fill(untold, classes)
-        return objectives.simple_loss(network, x_0, chain, generator, kind, weight, y=y)
+        return objectives.simple_loss(network, x_0, chain, generator, kind, weight, chance, y=y)
 
     return loss
 

@@ -60,9 +60,11 @@ def _prediction(recipe: recipes.Recipe) -> dict[str, Any]:
 
 
 def bound() -> Iterator[Cell]:
-    """The simple loss against the bound's own weights, at equal budget: bits/dim and distances."""
+    """The simple loss, the bound, and the bound with its steps drawn by importance, at equal budget: bits/dim and
+    distances.
+    """
     for seed in SEEDS:
-        for name in "digits-ddpm-canonical", "digits-ddpm-bound":
+        for name in "digits-ddpm-canonical", "digits-ddpm-bound", "digits-ddpm-chance":
             yield {"recipe": name, "seed": seed}, partial(_bound, recipes.recipe(name, seed=seed))
 
 

@@ -382,6 +382,26 @@ def test_a_weight_counts_each_step_as_often_as_it_says():
     assert abs(even - simple_loss(Spy(), x_0, schedule, seeded(1))) < 1e-6
 
 
+def test_steps_drawn_by_chance_change_the_spread_of_the_loss_but_not_its_mean():
+    schedule = linear(4)
+    weight = torch.tensor([0.0, 8.0, 1.0, 0.5, 0.5], dtype=torch.float64)
+    spy, x_0 = Spy(), torch.zeros(40_000, 2)  # the error of its answer, 0, is 1 on average at every step
+    loss = simple_loss(spy, x_0, schedule, seeded(1), weight=weight, chance=weight / weight.sum())
+    assert abs(loss - weight.sum() / 4) < 0.03
+    assert (spy.t.bincount(minlength=5) / 40_000 - weight / weight.sum()).abs().max() < 0.01
+
+    def spread(chance):
+        draws = [simple_loss(Spy(), x_0[:64], schedule, seeded(i), weight=weight, chance=chance) for i in range(200)]
+        return torch.stack(draws).std()
+
+    # the mean of two squares of a standard normal number has mean 1 and variance 1
+    assert abs(spread(weight / weight.sum()) / (2.5 / 64**0.5) - 1) < 0.2
+    assert abs(spread(None) / ((2 * weight.square().sum() / 4 - 2.5**2) / 64).sqrt() - 1) < 0.2
+    uniform = torch.tensor([0.0, 0.25, 0.25, 0.25, 0.25])
+    loss = simple_loss(Spy(), x_0, schedule, seeded(2), chance=uniform)
+    assert abs(loss - 1) < 0.02
+
+
 class LinearVAE(VAE):
     """p(x | z) = N(W z, sigma^2 I) with q(z | x) its exact posterior, so that the bound is the likelihood itself."""
 
