@@ -160,7 +160,13 @@ def check_n(by: Judge, n: int) -> None:
 
 
 def evaluate(
-    model: zoo.Model, n: int | None = None, sampler: str = "ddim", steps: int = 50, eta: float = 0.0, seed: int = 0
+    model: zoo.Model,
+    n: int | None = None,
+    sampler: str = "ddim",
+    steps: int = 50,
+    eta: float = 0.0,
+    seed: int = 0,
+    power: float = 1.0,
 ) -> dict[str, Any]:
     """Draw ``n`` images and :func:`compare` them with real ones; the time an image took beside it.
 
@@ -174,9 +180,11 @@ def evaluate(
     classes = getattr(model.network, "classes", None)
     y = None if classes is None else torch.arange(n) % classes
     start = time.perf_counter()
-    x = zoo.draw(model, n, sampler, steps, eta, seed, y=y)
+    x = zoo.draw(model, n, sampler, steps, eta, seed, y=y, power=power)
     seconds = time.perf_counter() - start
     settings = {"name": sampler, "steps": steps, "eta": eta, "seed": seed}
+    if power != 1:
+        settings["power"] = power
     if model.schedule is None:
         settings = {"name": "one call", "seed": seed}
     return {"sampler": settings, "seconds an image": round(seconds / n, 5)} | compare(by, x)
