@@ -145,7 +145,8 @@ def test_samplers_and_spacings_are_told_apart_by_name():
     names = list(drawn)
     assert not any(torch.equal(drawn[a], drawn[b]) for i, a in enumerate(names) for b in names[:i])
     error = {name: (x - fine).square().mean().sqrt().item() for name, x in drawn.items()}
-    assert max(error["dpm-solver"], error["heun"]) < 0.7 * error["ddim"] < error["ddpm"]
+    without = "ddim", "quadratic", "dpm-solver", "heun"  # these follow the one path from each noise
+    assert 2 * max(error[name] for name in without) < min(error[name] for name in names if name not in without)
     one = zoo.draw(model, 6, "ddim", 8, eta=1.0)
     assert (one - drawn["ddpm"]).abs().max() < 1e-3
 
@@ -172,7 +173,8 @@ def test_what_cannot_be_loaded_or_drawn_is_said(tmp_path):
 
 
 def test_the_command_line_samples_shipped_weights_without_data(tmp_path):
-    done = diffutils("sample", "mnist-ddpm", "--n", 9, "--steps", 5, "--out", tmp_path / "grid.png")
+    how = "--sampler", "dpm-solver", "--steps", 5, "--power", 1.5
+    done = diffutils("sample", "mnist-ddpm", "--n", 9, *how, "--out", tmp_path / "grid.png")
     assert done.returncode == 0 and "9 images" in done.stdout, done.stderr
     assert imread(tmp_path / "grid.png").shape[:2] == (3 * 34 + 2, 3 * 34 + 2)
 
