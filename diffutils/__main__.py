@@ -75,8 +75,9 @@ def sample(options: argparse.Namespace) -> None:
     from torchvision.utils import save_image
 
     model = zoo.load(options.recipe, options.device)
-    steps = options.steps or (model.schedule.T if options.sampler == "ddpm" else 50)
-    images = zoo.draw(model, options.n, options.sampler, min(steps, model.schedule.T), options.eta, options.seed)
+    steps = options.steps or (model.schedule.T if options.sampler.startswith("ddpm") else 50)
+    how = options.sampler, min(steps, model.schedule.T), options.eta, options.seed
+    images = zoo.draw(model, options.n, *how, power=options.power)
     save_image((images + 1) / 2, options.out, nrow=max(1, round(options.n**0.5)))
     print(f"{options.n} images: {options.out}")
 
@@ -92,7 +93,8 @@ def evaluate(options: argparse.Namespace) -> None:
             model = zoo.load(name, options.device)
             seeds = range(options.seed, options.seed + options.repeats)
             how = options.n, options.sampler, options.steps, options.eta
-            found = {"evaluations": [evaluation.evaluate(model, *how, seed, options.inception) for seed in seeds]}
+            weights, power = options.inception, options.power
+            found = {"evaluations": [evaluation.evaluate(model, *how, seed, weights, power) for seed in seeds]}
             if options.record:
                 evaluation.record(name, found, options.record)
         results.append({"recipe": header["recipe"]["name"], "trained": header["trained"]} | found)
@@ -181,6 +183,7 @@ def parser() -> argparse.ArgumentParser:
         add(one, "--sampler", choices=zoo.SAMPLERS, default="ddim")
         add(one, "--steps", type=int, default=None if name == "sample" else 50)
         add(one, "--eta", type=float, default=0.0, help="DDIM: 0 draws no noise, 1 is DDPM")
+        add(one, "--power", type=float, default=1.0, help="spacing of the steps: 1 even, 2 quadratic")
         add(one, "--n", type=int, default=64 if name == "sample" else None)
         add(one, "--seed", type=int, default=0)
         add(one, "--device")

@@ -213,6 +213,7 @@ def evaluate(
     eta: float = 0.0,
     seed: int = 0,
     weights: str | Path | None = None,
+    power: float = 1.0,
 ) -> dict[str, Any]:
     """Draw ``n`` images and :func:`compare` them with real ones; the time an image took beside it.
 
@@ -227,9 +228,11 @@ def evaluate(
     classes = getattr(model.network, "classes", None)
     y = None if classes is None else torch.arange(n) % classes
     start = time.perf_counter()
-    x = zoo.draw(model, n, sampler, steps, eta, seed, y=y)
+    x = zoo.draw(model, n, sampler, steps, eta, seed, y=y, power=power)
     seconds = time.perf_counter() - start
     settings = {"name": sampler, "steps": steps, "eta": eta, "seed": seed}
+    if power != 1:
+        settings["power"] = power
     if model.schedule is None:
         settings = {"name": "one call", "seed": seed}
     results = {"sampler": settings, "seconds an image": round(seconds / n, 5)} | compare(by, x)

@@ -1,5 +1,6 @@
 """The reverse process: one loop, and a kernel per method that says how x_s is drawn from x_t."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -22,12 +23,16 @@ def reverse(kernel: Kernel, x_T: Tensor, steps: Sequence[int], generator: Genera
     ``x_T`` is ``(B, *D)``. Raises ``ValueError`` if the steps do not fall strictly to 0. Source: chapter 2; Ho et al.
     (2020), algorithm 2.
     """
-    if len(steps) < 2 or steps[-1] != 0 or any(t <= s for t, s in pairwise(steps)):
-        raise ValueError(f"steps: must fall strictly and end at 0, such as [3, 2, 1, 0], got {list(steps)[:8]}")
+    _check_steps(steps)
     x = x_T
     for t, s in pairwise(steps):
         x = kernel(x, t, s, generator)
         yield x
+
+
+def _check_steps(steps: Sequence[int]) -> None:
+    if len(steps) < 2 or steps[-1] != 0 or any(t <= s for t, s in pairwise(steps)):
+        raise ValueError(f"steps: must fall strictly and end at 0, such as [3, 2, 1, 0], got {list(steps)[:8]}")
 
 
 def sample(kernel: Kernel, x_T: Tensor, steps: Sequence[int], generator: Generator | None = None) -> Tensor:
@@ -88,3 +93,110 @@ def ddim(denoise: Denoiser, schedule: Schedule, eta: float = 0.0) -> Kernel:
         return x_s + sigma2**0.5 * z
 
     return kernel
+
+
+def dpm_solver(denoise: Denoiser, schedule: Schedule) -> Kernel:
+    r"""The step of DPM-Solver++(2M): DDIM's without noise, towards where the estimate of x_0 is heading. Second order,
+    for one call a step.
+
+    .. math::
+        x_s = \frac{\sqrt{1 - \bar\alpha_s}}{\sqrt{1 - \bar\alpha_t}}\, x_t + \sqrt{\bar\alpha_s}\, (1 - e^{-h})
+              \Bigl[\hat x_0 + \frac{h}{2 h'} (\hat x_0 - \hat x_0')\Bigr],
+        \qquad \lambda = \tfrac12 \ln \frac{\bar\alpha}{1 - \bar\alpha},
+
+    where :math:`h = \lambda_s - \lambda_t`, and :math:`\hat x_0'`, :math:`h'` are the estimate and the length of the
+    step before. A walk's first step has none and is DDIM's, and so is the step into s = 0, where h is infinite. The
+    kernel remembers its last step; it forgets it when it is not called with the very x_s that it gave, at that s. So
+    one kernel may serve walk after walk, but not two in turns. Source: chapter 9; Lu et al. (2022), algorithm 2.
+    """
+    last: tuple[Tensor, int, Tensor, float] | None = None  # x_s, s, the estimate and h of the last step
+
+    def kernel(x_t: Tensor, t: int, s: int, generator: Generator | None) -> Tensor:
+        nonlocal last
+        x_0 = denoise(x_t, torch.full((len(x_t),), t, device=x_t.device))
+        target, h = x_0, _log_snr_rise(schedule, t, s)
+        if last and last[0] is x_t and last[1] == t and s > 0:
+            # x_0 + h / 2h' (x_0 - x_0')
+            target = x_0 + h / (2 * last[3]) * (x_0 - last[2])
+        x_s = _towards(x_t, target, t, s, schedule)
+        last = (x_s, s, x_0, h) if s > 0 else None
+        return x_s
+
+    return kernel
+
+
+def heun(denoise: Denoiser, schedule: Schedule) -> Kernel:
+    r"""The step of Heun's method: DDIM's without noise, tried, then taken with the mean of the estimates of x_0 before
+    and after. Second order, for two calls a step (one for the step into s = 0, which is DDIM's).
+
+    .. math::
+        x_s = \frac{\sqrt{1 - \bar\alpha_s}}{\sqrt{1 - \bar\alpha_t}}\, x_t + \sqrt{\bar\alpha_s}\, (1 - e^{-h})\,
+              \tfrac12 \bigl[\hat x_0(x_t, t) + \hat x_0(x_s^{\text{DDIM}}, s)\bigr],
+
+    with h as in :func:`dpm_solver`. Source: chapter 9; Karras et al. (2022), algorithm 1, whose variables differ.
+    """
+
+    def kernel(x_t: Tensor, t: int, s: int, generator: Generator | None) -> Tensor:
+        x_0 = denoise(x_t, torch.full((len(x_t),), t, device=x_t.device))
+        x_s = _towards(x_t, x_0, t, s, schedule)
+        if s == 0:
+            return x_s
+        after = denoise(x_s, torch.full((len(x_t),), s, device=x_t.device))
+        return _towards(x_t, (x_0 + after) / 2, t, s, schedule)
+
+    return kernel
+
+
+def _towards(x_t: Tensor, x_0: Tensor, t: int, s: int, schedule: Schedule) -> Tensor:
+    """From level t to s on the straight line through x_0: the step of DDIM with eta = 0."""
+    alpha_bar_t, alpha_bar_s = schedule.alpha_bar[t].item(), schedule.alpha_bar[s].item()
+    shrink = ((1 - alpha_bar_s) / (1 - alpha_bar_t)) ** 0.5
+    # x_s = sqrt(1 - alpha_bar_s) / sqrt(1 - alpha_bar_t) x_t + sqrt(alpha_bar_s) (1 - exp(-h)) x_0
+    return shrink * x_t + (alpha_bar_s**0.5 - shrink * alpha_bar_t**0.5) * x_0
+
+
+def _log_snr_rise(schedule: Schedule, t: int, s: int) -> float:
+    """h = lambda_s - lambda_t > 0, half the rise of the log signal-to-noise ratio; infinite for s = 0."""
+    return math.inf if s == 0 else 0.5 * (schedule.snr[s].log() - schedule.snr[t].log()).item()
+
+
+def invert(denoise: Denoiser, schedule: Schedule, x_0: Tensor, steps: Sequence[int]) -> Tensor:
+    r"""The noise ``(B, *D)`` from which :func:`ddim` with ``eta = 0`` would walk ``steps`` to ``x_0``: the same steps
+    taken upwards, from s to t > s,
+
+    .. math:: x_t = \sqrt{\bar\alpha_t}\, \hat x_0(x_s, s) + \sqrt{1 - \bar\alpha_t}\, \hat\epsilon(x_s, s).
+
+    The way down asks the denoiser at (x_t, t), which is not known yet on the way up. So the round trip does not close
+    exactly: its error falls as one over the number of steps. The denoiser is told the level that x has, not the place
+    of that level among ``steps``; for clean data, which has no level that a network learned, that is 1. Raises
+    ``ValueError`` as :func:`reverse` does. Source: chapter 9; Song et al. (2021, DDIM), section 4.3.
+    """
+    _check_steps(steps)
+    x, s = x_0, 1
+    for t in reversed(steps[:-1]):
+        if t > s:
+            x = _towards(x, denoise(x, torch.full((len(x),), s, device=x.device)), s, t, schedule)
+        s = t
+    return x
+
+
+def interpolate(x: Tensor, y: Tensor, share: Sequence[float]) -> Tensor:
+    r"""Points on the arcs from ``x`` to ``y``, both ``(B, *D)``, at the given shares K of the way: ``(K, B, *D)``.
+
+    .. math::
+        \frac{\sin((1 - c)\, \theta)}{\sin \theta}\, x + \frac{\sin(c\, \theta)}{\sin \theta}\, y, \qquad
+        \cos \theta = \frac{\langle x, y \rangle}{\lVert x \rVert\, \lVert y \rVert}.
+
+    For two draws of noise the points on the way are as long as they are; on a straight line they would be too short to
+    be noise. Raises ``ValueError`` if the shapes differ, or rows are parallel, where the arc is not defined. Source:
+    chapter 9; Song et al. (2021, DDIM), appendix D.5.
+    """
+    if x.shape != y.shape:
+        raise ValueError(f"x, y: need the same shape, got {tuple(x.shape)} and {tuple(y.shape)}")
+    a, b = x.flatten(1), y.flatten(1)
+    cosine = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+    if not (cosine.abs() < 1 - 1e-6).all():
+        raise ValueError(f"x, y: rows must not be parallel, got cosines from {cosine.min():g} to {cosine.max():g}")
+    theta = cosine.arccos().reshape(-1, *[1] * (x.ndim - 1))
+    # sin((1 - c) theta) / sin(theta) x + sin(c theta) / sin(theta) y
+    return torch.stack([((1 - c) * theta).sin() / theta.sin() * x + (c * theta).sin() / theta.sin() * y for c in share])

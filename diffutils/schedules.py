@@ -136,14 +136,24 @@ def few_step(T: int = 4, beta_min: float = 0.1, beta_max: float = 20.0) -> Sched
     return Schedule.from_alpha_bar(torch.exp(-beta_min * u - (beta_max - beta_min) * u**2 / 2))
 
 
-def subsequence(T: int, steps: int) -> list[int]:
-    """``steps`` jumps from T down to 0, as evenly spaced as whole numbers allow: ``[T, ..., 0]``, length
-    ``steps + 1``.
+def subsequence(T: int, steps: int, power: float = 1.0) -> list[int]:
+    r"""``steps`` jumps from T down to 0, as close to
 
-    ``subsequence(T, T)`` is the full chain. Raises ``ValueError`` unless ``1 <= steps <= T``.
-    Source: Song et al. (2021, DDIM), section 4.2.
+    .. math:: t_k = T\, (k / n)^p, \qquad k = n, \dots, 0,
+
+    as distinct whole numbers allow: ``[T, ..., 0]``, length ``steps + 1``. ``power`` 1 spaces them evenly; 2, which the
+    DDIM paper calls quadratic, and more make the steps small near the data; below 1 they are small near the noise.
+
+    ``subsequence(T, T)`` is the full chain, for any power. Raises ``ValueError`` unless ``1 <= steps <= T`` and
+    ``power > 0``. Source: chapter 9; Song et al. (2021, DDIM), section 4.2 and appendix D.2.
     """
     _check_T(T)
     if not 1 <= steps <= T:
         raise ValueError(f"steps: needs 1 <= steps <= T = {T}, got {steps}")
-    return [round(T * k / steps) for k in range(steps, -1, -1)]
+    if not 0 < power < math.inf:
+        raise ValueError(f"power: must be above 0, got {power}")
+    times = [0]
+    for k in range(1, steps + 1):  # at least one above the last, and leaving one each for those to come
+        near = round(T * k / steps if power == 1 else T * (k / steps) ** power)
+        times.append(min(max(near, times[-1] + 1), T - steps + k))
+    return times[::-1]

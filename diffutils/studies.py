@@ -92,11 +92,54 @@ def _guidance(name: str, weight: float, n: int) -> dict[str, Any]:
     return found
 
 
+def ddim(name: str = "digits-ddpm", n: int = 360) -> Iterator[Cell]:
+    """Steps and noise of DDIM with a shipped network, then solvers and spacings of the steps; what takes long comes
+    last, for a start that is stopped early.
+    """
+    etas = ("ddim", 0.0), ("ddim", 0.2), ("ddim", 0.5), ("ddim", 1.0), ("ddpm-beta", 0.0)
+    few = [(seed, steps, *how, 1.0) for seed in SEEDS for steps in (1, 2, 5, 10, 20, 50, 100) for how in etas]
+    for seed in SEEDS:
+        few += [(seed, steps, "dpm-solver", 0.0, 1.0) for steps in (2, 5, 10, 20, 50)]
+        few += [(seed, steps, "heun", 0.0, 1.0) for steps in (3, 5, 10, 25)]
+        few += [(seed, steps, "ddim", 0.0, power) for power in (0.5, 0.75, 1.5, 2.0, 3.0) for steps in (5, 10, 20)]
+    full = [(seed, 1000, *how, 1.0) for how in (etas[0], etas[3], etas[4], etas[1], etas[2]) for seed in SEEDS]
+    for take in SEEDS:
+        yield {"recipe": name, "pair": [50, 1000], "take": take}, partial(_pair, name)
+    for seed, steps, sampler, eta, power in few + full:
+        how = {"sampler": sampler, "steps": steps, "eta": eta, "power": power, "seed": seed}
+        yield {"recipe": name, "n": n} | how, partial(_drawn, name, n, how)
+
+
+def _drawn(name: str, n: int, how: dict[str, Any]) -> dict[str, Any]:
+    found = evaluation.evaluate(zoo.load(name), n, **how)
+    return {key: found[key]["value"] for key in SCORES} | {key: found[key] for key in ("sure", "seconds an image")}
+
+
+def _pair(name: str, few: int = 50, many: int = 1000, batch: int = 16) -> dict[str, Any]:
+    """Seconds for the same images with few steps and with many, few before and after so that drift cancels; meant for
+    an otherwise idle machine, which the processor's own seconds beside them attest.
+    """
+    model, clocks = zoo.load(name), (time.perf_counter, time.process_time)
+    taken = []
+    for steps in (few, many, few):
+        start = [clock() for clock in clocks]
+        zoo.draw(model, batch, steps=steps)
+        taken.append([clock() - began for clock, began in zip(clocks, start, strict=True)])
+    (short, short_core), (long, long_core) = ([(a + b) / 2 for a, b in zip(taken[0], taken[2], strict=True)], taken[1])
+    return {
+        "seconds": [round(short, 3), round(long, 3)],
+        "core seconds": [round(short_core, 3), round(long_core, 3)],
+        "times faster": round(long / short, 2),
+    }
+
+
 STUDIES: dict[str, Callable[[], Iterator[Cell]]] = {
     "families": families,
     "predictions": predictions,
     "bound": bound,
     "guidance": guidance,
+    "ddim": ddim,
+    "ddim-mnist": partial(ddim, "mnist-ddpm", 1000),
 }
 
 

@@ -13,7 +13,14 @@ from .recipes import FOLDER, build, recipes, schedule
 from .samplers import Kernel
 from .schedules import Schedule
 
-SAMPLERS = ("ddpm", "ddim")
+SAMPLERS: dict[str, Callable[[Denoiser, Schedule, float], Kernel]] = {
+    "ddpm": lambda denoise, schedule, eta: samplers.ddpm(denoise, schedule),
+    "ddpm-beta": lambda denoise, schedule, eta: samplers.ddpm(denoise, schedule, "beta"),
+    "ddim": samplers.ddim,
+    "dpm-solver": lambda denoise, schedule, eta: samplers.dpm_solver(denoise, schedule),
+    "heun": lambda denoise, schedule, eta: samplers.heun(denoise, schedule),
+}
+"""The kernels by name; ``ddpm-beta`` is ``ddpm`` with the larger variance, and eta is for ``ddim`` alone."""
 
 
 class Model(NamedTuple):
@@ -75,10 +82,10 @@ def model(network: nn.Module, header: dict[str, Any]) -> Model:
 
 
 def kernel(denoise: Denoiser, schedule: Schedule, sampler: str, eta: float = 0.0) -> Kernel:
-    """The reverse step called ``sampler``. Raises ``ValueError`` for another name than ``ddpm`` and ``ddim``."""
+    """The reverse step called ``sampler``. Raises ``ValueError`` for a name that is not among ``SAMPLERS``."""
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler: must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
-    return samplers.ddpm(denoise, schedule) if sampler == "ddpm" else samplers.ddim(denoise, schedule, eta)
+    return SAMPLERS[sampler](denoise, schedule, eta)
 
 
 def draw(
@@ -91,9 +98,11 @@ def draw(
     size: int = 250,
     y: Tensor | None = None,
     weight: float = 1.0,
+    power: float = 1.0,
 ) -> Tensor:
     """``n`` images ``(n, C, H, W)`` in [-1, 1] on the CPU, drawn in batches of ``size``; from a diffusion model with
-    evenly spaced ``steps``, and of the classes ``y``, ``(n,)``, if they are given, by guidance of ``weight``.
+    ``steps`` spaced by ``power`` (:func:`diffutils.schedules.subsequence`), and of the classes ``y``, ``(n,)``, if they
+    are given, by guidance of ``weight``.
 
     The first images are the same however many follow, in whole batches. Raises ``ValueError`` for an unknown sampler,
     steps outside 1..T, classes that are not n, and classes for a network without them.
@@ -115,7 +124,7 @@ def draw(
         return kernel(denoise, chain, sampler, eta)
 
     shape = n, network.channels, network.size, network.size
-    return walk(step, schedules.subsequence(model.schedule.T, steps), shape, generator, size)
+    return walk(step, schedules.subsequence(model.schedule.T, steps, power), shape, generator, size)
 
 
 def walk(

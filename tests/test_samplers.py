@@ -1,5 +1,8 @@
 """The reverse process against the diffusers library, and against the data it should return."""
 
+from fractions import Fraction
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ import torch
 from diffutils.data import bumps
 from diffutils.metrics import two_sample_test
 from diffutils.process import convert, ideal_denoiser, q_posterior, q_sample
-from diffutils.samplers import ddim, ddpm, reverse, sample
+from diffutils.samplers import ddim, ddpm, dpm_solver, heun, interpolate, invert, reverse, sample
 from diffutils.schedules import cosine, few_step, linear, subsequence
 
 SCHEDULES = {
@@ -270,3 +273,259 @@ def test_ddim_with_the_ideal_denoiser_draws_from_the_data():
     for eta in 0.0, 0.5:
         found = sample(ddim(ideal_denoiser(mixture, schedule), schedule, eta), x_T, subsequence(500, 250), seeded(2))
         assert two_sample_test(found, mixture.sample(3000, seeded(3)), seeded(4), 199) > 0.01
+
+
+def by_jumps(jump, schedule, times):
+    """Walks the library's DDIM by jumps that its own division of T by the number of steps would not give."""
+    scheduler = their_ddim(schedule, times)
+    x = randn(4, 3)
+    for t, s in pairwise(times):
+        scheduler.num_inference_steps = Fraction(schedule.T, t - s)  # so that T // this is t - s
+        x = jump(scheduler, x, t, s)
+    return x
+
+
+@pytest.mark.parametrize(("T", "steps"), [(1000, 7), (1000, 33), (250, 11), (97, 13)])
+@pytest.mark.parametrize("power", [1.0, 2.0])
+@pytest.mark.parametrize("eta", [0.0, 0.2, 1.0])
+def test_ddim_is_the_librarys_where_T_does_not_divide_into_the_steps(T, steps, power, eta):
+    schedule, times, generator = linear(T), subsequence(T, steps, power), seeded(1)
+
+    def jump(scheduler, x, t, s):
+        eps = noise_of(x, torch.full((4,), t))
+        z = torch.randn(x.shape, generator=generator, dtype=torch.float64) if eta and s else torch.zeros_like(x)
+        return scheduler.step(eps, t - 1, x, eta=eta, variance_noise=z).prev_sample
+
+    theirs = by_jumps(jump, schedule, times)
+    ours = sample(ddim(denoiser_of(schedule), schedule, eta), randn(4, 3), times, seeded(1))
+    assert (ours - theirs).abs().max() < 1e-9
+
+
+class InFloat64:
+    """The torch that the library's solver sees: what it rounds to float32 stays in float64."""
+
+    float32 = torch.float64
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+
+def their_solver(schedule, times, monkeypatch):
+    module = pytest.importorskip("diffusers.schedulers.scheduling_dpmsolver_multistep")
+    betas = schedule.beta[1:].numpy()
+    scheduler = module.DPMSolverMultistepScheduler(len(betas), trained_betas=betas, algorithm_type="dpmsolver++")
+    scheduler.set_timesteps(timesteps=[t - 1 for t in times[:-1]])
+    sigmas = ((1 - schedule.alpha_bar) / schedule.alpha_bar).sqrt()[times]
+    assert (scheduler.sigmas / sigmas)[:-1].sub(1).abs().max() < 1e-2 and scheduler.sigmas[-1] == sigmas[-1] == 0
+    scheduler.sigmas = sigmas
+    monkeypatch.setattr(module, "torch", InFloat64())
+    return scheduler
+
+
+@pytest.mark.parametrize("make", [linear, cosine])
+@pytest.mark.parametrize(("T", "steps"), [(1000, 50), (1000, 33), (1000, 7), (97, 13), (97, 97), (10, 2), (10, 1)])
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_dpm_solver_is_the_librarys(make, T, steps, power, monkeypatch):
+    schedule, times = make(T), subsequence(T, steps, power)
+    scheduler = their_solver(schedule, times, monkeypatch)
+    theirs = start = randn(4, 3)
+    x_0_of = lambda x_t, t: torch.tanh(denoiser_of(linear(T))(x_t, t))  # noqa: E731
+    ours = reverse(dpm_solver(x_0_of, schedule), start, times)
+    scheduler.register_to_config(prediction_type="sample")
+    for t, x in zip(times[:-1], ours, strict=True):
+        theirs = scheduler.step(x_0_of(theirs, torch.full((4,), t)), t - 1, theirs).prev_sample
+        assert theirs.dtype == torch.float64 and (x - theirs).abs().max() < 1e-9, t
+
+
+def test_dpm_solver_forgets_its_last_step_when_the_walk_does_not_go_on_from_there():
+    schedule, times, denoise = linear(100), subsequence(100, 9), denoiser_of(linear(100))
+    kernel, fresh = dpm_solver(denoise, schedule), dpm_solver(denoise, schedule)
+    first, second = randn(4, 3), randn(4, 3, seed=1)
+    alone = sample(fresh, first, times)
+    walk = reverse(kernel, second, times)
+    next(walk), next(walk)  # left in the middle
+    assert torch.equal(sample(kernel, first, times), alone)
+    assert torch.equal(sample(kernel, first, times), alone)
+    one = ddim(denoise, schedule)
+    x = kernel(first, 100, 80, None)
+    assert (kernel(x.clone(), 80, 60, None) - one(x, 80, 60, None)).abs().max() < 1e-12  # another x
+    x = kernel(first, 100, 80, None)
+    assert (kernel(x, 79, 60, None) - one(x, 79, 60, None)).abs().max() < 1e-12  # another level
+    x = kernel(first, 100, 80, None)
+    assert (kernel(x, 80, 60, None) - one(x, 80, 60, None)).abs().max() > 1e-3  # goes on
+
+
+@pytest.mark.parametrize("make", [dpm_solver, heun])
+def test_a_single_step_and_the_one_into_0_are_those_of_ddim(make):
+    schedule, x = linear(100), randn(4, 3)
+    denoise = denoiser_of(schedule)
+    for t in (100, 17, 1):
+        expected = ddim(denoise, schedule)(x, t, 0, None)
+        assert (make(denoise, schedule)(x, t, 0, None) - expected).abs().max() < 1e-12
+        assert (expected - denoise(x, torch.full((4,), t))).abs().max() < 1e-12
+
+
+def test_the_solvers_ask_once_and_twice_a_step():
+    asked = []
+
+    def denoise(x_t, t):
+        asked.append(int(t[0]))
+        return x_t / 2
+
+    sample(dpm_solver(denoise, linear(10)), randn(3, 2), [10, 4, 1, 0])
+    assert asked == [10, 4, 1]
+    asked.clear()
+    sample(heun(denoise, linear(10)), randn(3, 2), [10, 4, 1, 0])
+    assert asked == [10, 4, 4, 1, 1]
+
+
+def carried(n: int, T: int):
+    """Quantiles of q(x_T) on the bumps, and where the flow of equal probability carries them: quantiles of the data."""
+    mixture, schedule = bumps(), few_step(T)
+    u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+
+    def quantiles(of):
+        low, high = torch.full_like(u, -9.0), torch.full_like(u, 9.0)
+        for _ in range(60):
+            x = (low + high) / 2
+            below = (of.weight * torch.special.ndtr((x[:, None] - of.mean[:, 0]) / of.variance.sqrt())).sum(1) < u
+            low, high = torch.where(below, x, low), torch.where(below, high, x)
+        return low[:, None]
+
+    start = quantiles(mixture.diffuse(schedule.alpha_bar[T].item()))
+    return ideal_denoiser(mixture, schedule), schedule, start, quantiles(mixture)
+
+
+@pytest.mark.parametrize(("make", "order"), [(ddim, 1), (dpm_solver, 2), (heun, 2)])
+def test_the_error_of_a_solver_falls_with_the_power_of_its_order(make, order):
+    """In one dimension the exact solution is known: quantiles go to quantiles."""
+    denoise, schedule, x_T, x_0 = carried(200, 8000)
+    errors = [
+        (sample(make(denoise, schedule), x_T, subsequence(8000, n, 3.0)) - x_0).abs().mean().item() for n in (40, 160)
+    ]
+    slope = np.log(errors[0] / errors[1]) / np.log(4)
+    assert abs(slope - order) < 0.25, errors
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.2, 0.5, 1.0])
+def test_with_the_true_x_0_every_eta_has_the_marginals_of_q_sample(eta):
+    """From x_t ~ q(x_t | x_0) the kernel leads to q(x_s | x_0), mean and variance, over jumps of any length."""
+    schedule, n = linear(1000), 200_000
+    x_0 = torch.full((n, 1), 0.7, dtype=torch.float64)
+    generator, times = seeded(1), [1000, 700, 300, 299, 50, 0]
+    walk = reverse(
+        ddim(lambda x_t, t: x_0, schedule, eta), q_sample(x_0, 1000, randn(n, 1), schedule), times, generator
+    )
+    for s, x in zip(times[1:], walk, strict=True):
+        alpha_bar = schedule.alpha_bar[s].item()
+        assert abs(x.mean().item() - alpha_bar**0.5 * 0.7) < 0.01 * (1 - alpha_bar) ** 0.5 + 1e-12, s
+        assert abs(x.var().item() - (1 - alpha_bar)) < 0.012 * (1 - alpha_bar) + 1e-12, s
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_with_the_ideal_denoiser_every_eta_has_the_marginals_of_q_sample(eta):
+    schedule, mixture, n = cosine(500), bumps(), 2000
+    times = subsequence(500, 250)
+    kernel = ddim(ideal_denoiser(mixture, schedule), schedule, eta)
+    for s, x in zip(times[1:], reverse(kernel, randn(n, 1, seed=1), times, seeded(2)), strict=True):
+        if s in (300, 100, 20):
+            noisy = q_sample(mixture.sample(n, seeded(3)), s, randn(n, 1, seed=4), schedule)
+            assert two_sample_test(x, noisy, seeded(5), 199) > 0.01, s
+
+
+def test_the_larger_variance_does_not_have_them():
+    """sigma-hat: the mean of eta = 1 with the noise of the forward jump."""
+    schedule, n = linear(1000), 50_000
+    x_0 = torch.full((n, 1), 0.7, dtype=torch.float64)
+    x_t = q_sample(x_0, 1000, randn(n, 1), schedule)
+    var = ddpm(lambda x_t, t: x_0, schedule, "beta")(x_t, 1000, 500, seeded(1)).var().item()
+    alpha_bar_t, alpha_bar_s = schedule.alpha_bar[1000].item(), schedule.alpha_bar[500].item()
+    beta = 1 - alpha_bar_t / alpha_bar_s
+    extra = beta * (alpha_bar_s - alpha_bar_t) / (1 - alpha_bar_t)  # beta - beta_tilde
+    assert extra > 0.05 and abs(var - (1 - alpha_bar_s) - extra) < 0.02
+
+
+@pytest.mark.parametrize("make", [ddim, dpm_solver, heun])
+def test_without_noise_a_sample_is_the_same_to_the_bit(make):
+    schedule = linear(50)
+    ends = [
+        sample(make(denoiser_of(schedule), schedule), randn(5, 2), subsequence(50, 7), generator)
+        for generator in (seeded(1), seeded(2), None)
+    ]
+    assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
+
+
+def test_inversion_and_sampling_return_to_the_start_with_an_error_of_first_order():
+    denoise, schedule, _, x_0 = carried(50, 4000)
+    errors = []
+    for n in (100, 200, 400):
+        times = subsequence(4000, n, 2.0)
+        x_T = invert(denoise, schedule, x_0, times)
+        errors.append((sample(ddim(denoise, schedule), x_T, times) - x_0).abs().mean().item())
+    assert errors[-1] < 0.01 and all(1.7 < a / b < 2.3 for a, b in pairwise(errors)), errors
+
+
+def test_inversion_finds_the_quantiles_of_the_noise():
+    denoise, schedule, x_T, x_0 = carried(50, 4000)
+    found = invert(denoise, schedule, x_0, subsequence(4000, 2000, 2.0))
+    assert (found - x_T).abs().mean() < 0.01
+
+
+def test_inversion_asks_at_the_level_that_x_has():
+    """Not at its place in the sub-sequence, nor at the level that it is going to; clean data are asked at level 1."""
+    asked, levels = [], []
+
+    def denoise(x_t, t):
+        asked.append(t.tolist())
+        levels.append(x_t.clone())
+        return torch.zeros_like(x_t)
+
+    schedule, x_0 = linear(100), randn(3, 2)
+    x_T = invert(denoise, schedule, x_0, [100, 60, 7, 0])
+    assert asked == [[1] * 3, [7] * 3, [60] * 3] and torch.equal(levels[0], x_0)
+    ratio = ((1 - schedule.alpha_bar[100]) / (1 - schedule.alpha_bar[1])) ** 0.5  # all of it is noise
+    assert (x_T - ratio * x_0).abs().max() < 1e-12
+    asked.clear()
+    invert(denoise, schedule, x_0, [100, 1, 0])  # level 1 is where clean data are taken to be
+    assert asked == [[1] * 3]
+
+
+def test_inversion_of_an_upward_step_undoes_the_same_step_downwards():
+    """Where the estimate of x_0 does not depend on x_t, the way up is the way down."""
+    schedule, fixed, x = linear(100), randn(3, 2), randn(3, 2, seed=1)
+    times = [100, 60, 7, 1]
+    kernel = ddim(lambda x_t, t: fixed, schedule)
+    down = x
+    for t, s in pairwise(times):
+        down = kernel(down, t, s, None)
+    assert (invert(lambda x_t, t: fixed, schedule, down, [*times, 0]) - x).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("steps", [[3, 2, 1], [1, 2, 0], [0]])
+def test_inversion_refuses_steps_that_do_not_fall_to_0(steps):
+    with pytest.raises(ValueError, match="steps: must fall strictly and end at 0"):
+        invert(lambda x_t, t: x_t, linear(10), randn(2, 1), steps)
+
+
+def test_interpolation_keeps_to_the_arc():
+    x, y = randn(5, 2, 8), randn(5, 2, 8, seed=1)
+    y = y * (x.flatten(1).norm(dim=1) / y.flatten(1).norm(dim=1)).reshape(-1, 1, 1)
+    arc = interpolate(x, y, [0, 0.25, 0.5, 1])
+    assert arc.shape == (4, 5, 2, 8) and (arc[0] - x).abs().max() < 1e-12 and (arc[3] - y).abs().max() < 1e-12
+    length = arc.flatten(2).norm(dim=2)
+    assert (length - length[0]).abs().max() < 1e-12  # a straight line would dip by about 0.3
+    one, quarter, half = (arc[i].flatten(1) / length[0][:, None] for i in (0, 1, 2))
+    angle = ((one * quarter).sum(1).arccos(), (one * half).sum(1).arccos())
+    assert (2 * angle[0] - angle[1]).abs().max() < 1e-12
+
+
+def test_interpolation_of_noise_is_noise():
+    arc = interpolate(randn(400, 64), randn(400, 64, seed=1), [0.5])[0]
+    assert abs(arc.var().item() - 1) < 0.05 and (randn(400, 64) + randn(400, 64, seed=1)).div(2).var() < 0.55
+
+
+def test_interpolation_refuses_other_shapes_and_parallel_rows():
+    with pytest.raises(ValueError, match="x, y: need the same shape"):
+        interpolate(randn(2, 3), randn(3, 3), [0.5])
+    with pytest.raises(ValueError, match="x, y: rows must not be parallel"):
+        interpolate(randn(2, 3), -2 * randn(2, 3), [0.5])

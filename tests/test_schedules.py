@@ -129,6 +129,26 @@ def test_subsequence_of_all_steps_is_the_chain():
     assert subsequence(5, 5) == [5, 4, 3, 2, 1, 0] and subsequence(1000, 4) == [1000, 750, 500, 250, 0]
 
 
+@pytest.mark.parametrize("power", [0.2, 0.5, 1.0, 1.5, 2.0, 8.0])
+def test_a_spaced_subsequence_falls_strictly_from_T_to_0(power):
+    for T, steps in (1000, 50), (1000, 999), (1000, 1000), (1000, 1), (7, 5), (1, 1):
+        times = subsequence(T, steps, power)
+        assert len(times) == steps + 1 and times[0] == T and times[-1] == 0
+        assert all(t > s for t, s in zip(times, times[1:], strict=False))
+
+
+def test_the_power_says_where_the_steps_are_dense():
+    assert subsequence(1000, 10, 2.0) == [1000, 810, 640, 490, 360, 250, 160, 90, 40, 10, 0]
+    assert subsequence(900, 3, 0.5) == [900, 735, 520, 0]
+    assert subsequence(10, 4, 3.0) == [10, 4, 2, 1, 0]  # 10/64 and 10/8 rounded, but each a step of its own
+
+
+@pytest.mark.parametrize("power", [0.0, -1.0, math.inf, math.nan])
+def test_a_power_that_is_not_above_0_is_refused(power):
+    with pytest.raises(ValueError, match=f"power: must be above 0, got {power}"):
+        subsequence(10, 3, power)
+
+
 def test_to_keeps_the_numbers():
     assert torch.equal(linear(5).to("cpu").alpha_bar, linear(5).alpha_bar)
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from diffutils import recipes, studies, zoo
+from diffutils import evaluation, recipes, studies, zoo
 
 
 def test_a_study_goes_on_with_the_cells_that_are_missing(tmp_path, monkeypatch):
@@ -57,3 +57,23 @@ def test_shipped_results_are_complete(name):
     for settings, _ in studies.STUDIES[name]():
         assert any(settings.items() <= row.items() for row in kept["rows"]), settings
     assert kept["study"] == name and (recipes.FOLDER / f"{name}.json").stat().st_size < 200_000
+
+
+def test_a_cell_of_the_ddim_study_is_what_evaluation_says_of_its_settings():
+    """A cell without noise, and the pair of times: few steps cost in proportion, the pair is in the order few, many."""
+    cells = [cell for cell in studies.ddim() if cell[0].get("steps") == 2 and cell[0]["sampler"] == "dpm-solver"]
+    settings, measure = cells[1]
+    how = {key: settings[key] for key in ("sampler", "steps", "eta", "power", "seed")}
+    found, expected = measure(), evaluation.evaluate(zoo.load("digits-ddpm"), settings["n"], **how)
+    assert settings["seed"] == 1 and found["frechet"] == expected["frechet"]["value"] > 0
+    pair = studies._pair("digits-ddpm", 2, 20, 4)
+    few, many = pair["seconds"]
+    assert few < many and 3 < pair["times faster"] < 30 and abs(many / few / pair["times faster"] - 1) < 0.2
+
+
+def test_the_ddim_study_has_every_steps_and_noise_for_three_seeds():
+    for name in "ddim", "ddim-mnist":
+        cells = [settings for settings, _ in studies.STUDIES[name]() if "pair" not in settings]
+        grid = [cell for cell in cells if cell["power"] == 1.0 and cell["sampler"] in ("ddim", "ddpm-beta")]
+        assert len(grid) == 8 * 5 * 3 and {cell["seed"] for cell in grid} == {0, 1, 2}
+        assert [cell["steps"] for cell in cells[-15:]] == [1000] * 15  # what takes long comes last

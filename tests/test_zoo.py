@@ -136,6 +136,21 @@ def test_drawing_depends_on_the_seed_alone():
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
+def test_samplers_and_spacings_are_told_apart_by_name():
+    model = zoo.load("digits-ddpm", "cpu")
+    fine = zoo.draw(model, 6, "dpm-solver", 80, power=1.5)
+    drawn = {name: zoo.draw(model, 6, name, 8) for name in zoo.SAMPLERS}
+    drawn["quadratic"] = zoo.draw(model, 6, "ddim", 8, power=2.0)
+    drawn["some noise"] = zoo.draw(model, 6, "ddim", 8, eta=0.5)
+    names = list(drawn)
+    assert not any(torch.equal(drawn[a], drawn[b]) for i, a in enumerate(names) for b in names[:i])
+    error = {name: (x - fine).square().mean().sqrt().item() for name, x in drawn.items()}
+    without = "ddim", "quadratic", "dpm-solver", "heun"  # these follow the one path from each noise
+    assert 2 * max(error[name] for name in without) < min(error[name] for name in names if name not in without)
+    one = zoo.draw(model, 6, "ddim", 8, eta=1.0)
+    assert (one - drawn["ddpm"]).abs().max() < 1e-3
+
+
 def test_what_cannot_be_loaded_or_drawn_is_said(tmp_path):
     with pytest.raises(ValueError, match="name: must be a .safetensors file or one of .*got 'nothing'"):
         zoo.load("nothing")
@@ -149,14 +164,17 @@ def test_what_cannot_be_loaded_or_drawn_is_said(tmp_path):
     with pytest.raises(ValueError, match="holds no trained network"):
         zoo.load(tmp_path / "a.safetensors")
     model = zoo.load("digits-ddpm", "cpu")
-    with pytest.raises(ValueError, match="sampler: must be one of ddpm, ddim, got 'euler'"):
+    with pytest.raises(
+        ValueError, match="sampler: must be one of ddpm, ddpm-beta, ddim, dpm-solver, heun, got 'euler'"
+    ):
         zoo.draw(model, 1, "euler")
     with pytest.raises(ValueError, match="steps: needs 1 <= steps <= T"):
         zoo.draw(model, 1, steps=10_000)
 
 
 def test_the_command_line_samples_shipped_weights_without_data(tmp_path):
-    done = diffutils("sample", "mnist-ddpm", "--n", 9, "--steps", 5, "--out", tmp_path / "grid.png")
+    how = "--sampler", "dpm-solver", "--steps", 5, "--power", 1.5
+    done = diffutils("sample", "mnist-ddpm", "--n", 9, *how, "--out", tmp_path / "grid.png")
     assert done.returncode == 0 and "9 images" in done.stdout, done.stderr
     assert imread(tmp_path / "grid.png").shape[:2] == (3 * 34 + 2, 3 * 34 + 2)
 
