@@ -112,9 +112,9 @@ class DDG(nn.Module):
     numbers, and the discriminator :math:`D(x_s, x_t, t)` of its steps.
 
     ``latent = 0`` leaves z out, and then the generator draws nothing. With ``direct`` its answer is not an x_0 but x_s
-    itself, with no posterior between (see :class:`diffutils.adversarial.DiffusionDuel`). ``width`` and ``multipliers`` are the generator's, ``against`` and
-    ``opposed`` the discriminator's (by default those of the generator); the others are those of
-    :class:`diffutils.networks.unet.UNet`. Source: chapter 10; Xiao et al. (2022), section 4.
+    itself, with no posterior between (see :class:`diffutils.adversarial.DiffusionDuel`). ``width`` and ``multipliers``
+    are the generator's, ``against`` and ``opposed`` the discriminator's (by default those of the generator); the others
+    are those of :class:`diffutils.networks.unet.UNet`. Source: chapter 10; Xiao et al. (2022), section 4.
     """
 
     def __init__(

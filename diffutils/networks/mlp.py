@@ -13,9 +13,9 @@ class MLP(nn.Module):
     ``(B, out)``.
 
     Each coordinate enters as :math:`x, \sin x, \cos x, \sin 2x, \cos 2x, \sin 4x, \cos 4x`, with doubled frequencies
-    up to ``highest``: with them, a small network can draw thin curves (Tancik et al., 2020). The last layer starts at zero, so that an
-    untrained network predicts zero: for noise, the best constant guess. Raises ``ValueError`` from ``forward`` for
-    x_t of another shape. Source: chapter 2.
+    up to ``highest``: with them, a small network can draw thin curves (Tancik et al., 2020). The last layer starts at
+    zero, so that an untrained network predicts zero: for noise, the best constant guess. Raises ``ValueError`` from
+    ``forward`` for x_t of another shape. Source: chapter 2.
     """
 
     def __init__(
