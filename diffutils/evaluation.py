@@ -179,6 +179,8 @@ def evaluate(
     settings = {"name": sampler, "steps": steps, "eta": eta, "seed": seed}
     if model.schedule is None:
         settings = {"name": "one call", "seed": seed}
+    elif model.denoise is None:
+        settings = {"name": "ddg", "steps": model.schedule.T, "seed": seed}
     return {"sampler": settings, "seconds an image": round(seconds / n, 5)} | compare(by, x)
 
 

@@ -41,9 +41,7 @@ class LatentEmbedding(nn.Sequential):
     """
 
     def __init__(self, latent: int, width: int):
-        super().__init__(
-            nn.Linear(latent, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)
-        )
+        super().__init__(nn.Linear(latent, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, z: Tensor) -> Tensor:
         return super().forward(z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt())
