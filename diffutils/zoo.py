@@ -84,11 +84,11 @@ def kernel(denoise: Denoiser, schedule: Schedule, sampler: str, eta: float = 0.0
     return samplers.ddpm(denoise, schedule) if sampler == "ddpm" else samplers.ddim(denoise, schedule, eta)
 
 
-def generator_kernel(network: nn.Module, schedule: Schedule, bf16: bool = False) -> Kernel:
-    """The reverse step of a denoising diffusion GAN's network, estimates of x_0 kept in [-1, 1]."""
+def generator_kernel(network: nn.Module, schedule: Schedule, bf16: bool = False, clip: bool = True) -> Kernel:
+    """The reverse step of a denoising diffusion GAN's network, x_0 kept in [-1, 1] if ``clip``."""
     if network.direct:
         return samplers.direct(drawer(network.generator, False, bf16))
-    return samplers.ddg(drawer(network.generator, True, bf16), schedule)
+    return samplers.ddg(drawer(network.generator, clip, bf16), schedule)
 
 
 def draw(

@@ -138,25 +138,60 @@ class DDG(nn.Module):
         self.discriminator = Discriminator(size, channels, against, opposed or multipliers, blocks, patch, paired=True)
 
 
+class PointGAN(nn.Module):
+    """A GAN for points ``(B, dims)``: two MLPs of ``depth`` layers of ``width`` units; z has ``latent`` numbers.
+
+    Source: chapter 10.
+    """
+
+    def __init__(self, dims: int = 2, latent: int = 4, width: int = 64, depth: int = 3, highest: int = 8):
+        super().__init__()
+        self.latent = latent
+        self.generator = MLP(latent, width, depth, out=dims, highest=highest)
+        nn.init.xavier_normal_(self.generator.leave[1].weight)
+        self.discriminator = PointDiscriminator(dims, width, depth, highest, paired=False)
+
+    def sample(self, n: int, generator: Generator) -> Tensor:
+        """``n`` points: one call of the generator."""
+        z = torch.randn(n, self.latent, generator=generator, device=generator.device)
+        return self.generator(z, torch.zeros(n, device=z.device))
+
+
 class PointDDG(nn.Module):
-    """The same for points ``(B, dims)``: two MLPs of ``depth`` layers of ``width`` units. Source: chapter 10."""
+    r"""The same for points ``(B, dims)``: two MLPs of ``depth`` layers of ``width`` units.
+
+    The generator's answer is :math:`x_t + \text{MLP}(x_t, z, t)`, so that it begins near x_t. Source: chapter 10.
+    """
 
     def __init__(
         self, dims: int = 2, latent: int = 4, width: int = 64, depth: int = 3, highest: int = 8, direct: bool = False
     ):
         super().__init__()
         self.latent, self.direct = latent, direct
-        self.generator = MLP(dims, width, depth, latent, highest=highest)
-        nn.init.xavier_normal_(self.generator.leave[1].weight)
+        self.generator = PointGenerator(dims, width, depth, latent, highest=highest)
         self.discriminator = PointDiscriminator(dims, width, depth, highest)
 
 
+class PointGenerator(MLP):
+    r"""The generator of :class:`PointDDG`: ``(x_t, t, z)`` to an x_0 ``(B, dims)``. Source: chapter 10."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        nn.init.xavier_normal_(self.leave[1].weight)
+
+    def forward(self, x_t: Tensor, t: Tensor, z: Tensor | None = None) -> Tensor:
+        return x_t + super().forward(x_t, t, z)
+
+
 class PointDiscriminator(nn.Module):
-    """The discriminator of pairs of points: ``(x_s, x_t, t)`` to log-odds ``(B,)``. Source: chapter 10."""
+    """Points ``(B, dims)`` to log-odds ``(B,)``, or with ``paired`` steps: ``(x_s, x_t, t)``. Source: chapter 10."""
 
-    def __init__(self, dims: int = 2, width: int = 64, depth: int = 3, highest: int = 8):
+    def __init__(self, dims: int = 2, width: int = 64, depth: int = 3, highest: int = 8, paired: bool = True):
         super().__init__()
-        self.body = MLP(2 * dims, width, depth, out=1, highest=highest)
+        self.body = MLP((1 + paired) * dims, width, depth, out=1, highest=highest)
+        nn.init.xavier_normal_(self.body.leave[1].weight)  # at zero, the penalty would keep it there
 
-    def forward(self, x_s: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        return self.body(torch.cat([x_s, x_t], 1), t)[:, 0]
+    def forward(self, x: Tensor, x_t: Tensor | None = None, t: Tensor | None = None) -> Tensor:
+        if x_t is None:
+            return self.body(x, x.new_zeros(len(x)))[:, 0]
+        return self.body(torch.cat([x, x_t], 1), t)[:, 0]
