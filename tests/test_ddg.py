@@ -11,12 +11,12 @@ from diffutils import evaluation, recipes, zoo
 from diffutils.adversarial import DiffusionDuel, Duel, Watch, posterior_draw, spread, step_pair
 from diffutils.checkpoints import read
 from diffutils.data import bumps, twenty_five_gaussians
-from diffutils.metrics import two_sample_test, wasserstein_1d
-from diffutils.networks.discriminator import DDG, Discriminator, PointDDG
+from diffutils.metrics import mode_coverage, two_sample_test, wasserstein_1d
+from diffutils.networks.discriminator import DDG, Discriminator, PointDDG, PointGAN
 from diffutils.process import drawer, generate, ideal_denoiser, ideal_drawer, q_posterior
 from diffutils.samplers import ddg, ddpm, direct, sample
 from diffutils.schedules import few_step
-from diffutils.training import Step, average
+from diffutils.training import Step, average, fit
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -31,6 +31,14 @@ def small(seed: int = 0, **settings) -> DDG:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return DDG(8, latent=settings.pop("latent", 4), width=8, against=8, **settings)
+
+
+def awake(network: nn.Module) -> nn.Module:
+    """Residual blocks start as the identity, deaf to what they are told: give them other weights."""
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight += 0.1 * torch.randn(weight.shape, generator=seeded(weight.numel()))
+    return network
 
 
 def points(seed: int = 0, **settings) -> PointDDG:
@@ -128,7 +136,7 @@ def test_gradients_flow_only_where_they_should(build):
 
 
 def test_the_generator_listens_to_z_and_t_and_x_t_and_can_do_without_z():
-    network = small()
+    network = awake(small())
     x_t, t = randn(4, 1, 8, 8), torch.tensor([1, 2, 3, 4])
     z = randn(4, 4, seed=1)
     answer = network.generator(x_t, t, z=z)
@@ -144,10 +152,7 @@ def test_the_generator_listens_to_z_and_t_and_x_t_and_can_do_without_z():
 
 
 def test_the_discriminator_of_steps_listens_to_both_images_and_to_t():
-    network = Discriminator(8, width=8, paired=True)
-    with torch.no_grad():
-        for weight in network.parameters():  # blocks start as the identity, deaf to t
-            weight += 0.1 * torch.randn(weight.shape, generator=seeded(weight.numel()))
+    network = awake(Discriminator(8, width=8, paired=True))
     x_s, x_t, t = randn(4, 1, 8, 8), randn(4, 1, 8, 8, seed=1), torch.tensor([1, 2, 3, 4])
     answer = network(x_s, x_t, t)
     assert answer.shape == (4,)
@@ -268,12 +273,26 @@ def test_the_watch_says_once_what_it_saw_and_what_to_try():
         Watch(0)
 
 
-def test_a_provoked_collapse_is_told_in_words_and_in_the_header(tmp_path):
-    recipe = recipes.recipe("digits-gan", steps=110, batch=16, gamma=0.0, lr=2e-2)
-    with pytest.warns(RuntimeWarning, match="digits-gan: by step .*(collapsed|has won).*Try a larger gamma"):
-        for _ in recipes.Run(recipe, tmp_path / "bad", checkpoint=float("inf")):
+def test_a_provoked_collapse_is_told_in_words():
+    """Without a penalty and with steps far too large, one of the players loses."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = PointGAN(width=32, depth=1)
+    noise, watch = seeded(), Watch(window=60)
+    update = Duel(network, noise, 200, 0.05, gamma=0.0)
+    batches = iter(lambda: (twenty_five_gaussians(std=0.05).sample(128, noise).float(),), None)
+    for step in fit(update, batches, 200):
+        watch(step)
+    assert watch.said and all("Try a larger gamma" in message for message in watch.said)
+
+
+def test_a_run_warns_and_writes_the_warning_into_the_header(tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes, "Watch", lambda: Watch(window=2, narrow=9.0))
+    with pytest.warns(RuntimeWarning, match="digits-gan: by step 2, the generator has collapsed: .*Try a larger gamma"):
+        for _ in recipes.Run(recipes.recipe("digits-gan", steps=3, batch=8), tmp_path, checkpoint=float("inf")):
             pass
-    assert read(tmp_path / "bad" / "weights.safetensors")[1]["trained"]["warnings"]
+    (said,) = read(tmp_path / "weights.safetensors")[1]["trained"]["warnings"]
+    assert said.startswith("by step 2, the generator has collapsed")
 
 
 def test_an_interrupted_run_ends_with_the_same_weights_and_draws(tmp_path):
@@ -306,3 +325,15 @@ def test_both_players_together_are_of_the_diffusion_models_size(data):
         for name in ("ddpm", "ddg")
     }
     assert abs(size["ddg"] / size["ddpm"] - 1) < 0.1, size
+
+
+def test_mode_coverage_counts_what_is_there():
+    grid = twenty_five_gaussians()
+    exact = mode_coverage(grid.sample(5000, seeded()), grid)
+    assert exact["found"] == 25 and exact["good"] > 0.998 and exact["uneven"] < 0.05
+    some = grid.mean[:5].repeat(200, 1)
+    assert mode_coverage(some, grid) == {"found": 5, "good": 1.0, "uneven": pytest.approx(0.8)}
+    between = some + 0.35
+    assert mode_coverage(between, grid) == {"found": 0, "good": 0.0, "uneven": pytest.approx(0.5)}
+    with pytest.raises(ValueError, match="mixture: needs a single one"):
+        mode_coverage(some, grid.reverse(some[:3], 0.5))

@@ -93,8 +93,8 @@ class GAN(nn.Module):
 class Generator(UNet):
     """A U-Net told z as it is told t, whose answers lie in [-1, 1] unless it is ``direct``: ``(x_t, t, z=z)`` to x_0.
 
-    Its last layer does not start at zero, for a generator that begins by drawing the same for every z has to be taught
-    first that it need not. Source: chapter 10; Xiao et al. (2022), appendix C.
+    Its last layer does not start at zero, so that the discriminator has something to tell apart from the first step on.
+    Source: chapter 10; Xiao et al. (2022), appendix C.
     """
 
     def __init__(self, *arguments, direct: bool = False, **settings):
