@@ -2,6 +2,7 @@
 and what tells that the game is lost.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -66,8 +67,8 @@ class Duel(Descent):
     The penalty is lazy: it is added at every ``lazy``-th step, ``lazy`` times as strong, and only then among the losses
     that a call returns. Beside the losses of both players there are, for :class:`Watch`, the share of the
     discriminator's answers that are ``right``, and the :func:`spread` of what is drawn. Both learning rates rise for
-    ``warmup`` steps and stay; Adam has no momentum (:math:`\beta_1 = 0`). With several processes the gradients are
-    averaged over them.
+    ``warmup`` steps and stay, or with ``fall`` sink as a half cosine to zero at the end of the budget; Adam has no
+    momentum (:math:`\beta_1 = 0`). With several processes the gradients are averaged over them.
 
     Args:
         network: holds ``generator`` and ``discriminator``, and draws by ``sample(n, noise)``: see
@@ -90,13 +91,14 @@ class Duel(Descent):
         lazy: int = 4,
         warmup: int = 50,
         bf16: bool = False,
+        fall: bool = False,
     ):
         if lazy < 1:
             raise ValueError(f"lazy: must be at least 1, got {lazy}")
         if gamma < 0:
             raise ValueError(f"gamma: must not be negative, got {gamma}")
         super().__init__(network, generator_loss, steps, lr, ema, warmup=warmup, bf16=bf16)
-        self.noise, self.gamma, self.lazy = noise, gamma, lazy
+        self.noise, self.gamma, self.lazy, self.fall = noise, gamma, lazy, fall
         self.optimisers = [
             torch.optim.Adam(part.parameters(), lr, (0.0, 0.99), fused=True)
             for part in (network.discriminator, network.generator)
@@ -109,7 +111,8 @@ class Duel(Descent):
 
     def __call__(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         network, x = self.network.train(), batch[0]
-        rate = self.lr * min((self.index + 1) / self.warmup, 1)
+        highest = 0.5 + 0.5 * math.cos(math.pi * min(self._fraction(), 1)) if self.fall else 1
+        rate = self.lr * min((self.index + 1) / self.warmup, highest)
         losses = {}
         real, judge, draw, t = self.deal(x)
 

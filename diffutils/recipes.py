@@ -166,7 +166,7 @@ class Run(Iterable[Step]):
         self.budget = training.Budget(recipe["steps"] if seconds is None else None, seconds)
         common = {"lr": recipe["lr"], "ema": ema, "warmup": recipe["warmup"], "bf16": recipe["bf16"]}
         if duel:
-            game = {"gamma": recipe["gamma"], "lazy": recipe["lazy"]}
+            game = {"gamma": recipe["gamma"], "lazy": recipe["lazy"], "fall": recipe.get("fall", False)}
             kind = Duel if recipe["method"] == "gan" else partial(DiffusionDuel, schedule=schedule(recipe))
             self.update = kind(network, noise=noise[0], steps=self.budget, **game, **common)
         else:
