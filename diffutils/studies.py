@@ -134,7 +134,7 @@ def train_points(seed: int, T: int = 4, latent: int = 4, direct: bool = False, s
     with runtime.seeded(seed):
         network = PointDDG(latent=latent, direct=direct) if T else PointGAN(latent=latent)
     noise, ema = runtime.generator(seed), training.average(network, 0.99)
-    settings = {"lr": 2e-3, "ema": ema, "gamma": 0.01, "fall": True}
+    settings = {"lr": 2e-3, "ema": ema, "gamma": 0.01}
     if T:
         update = DiffusionDuel(network, schedules.few_step(T), noise, steps, **settings)
     else:

@@ -42,8 +42,6 @@ class LatentEmbedding(nn.Sequential):
 
     def __init__(self, latent: int, width: int):
         super().__init__(nn.Linear(latent, width), nn.SiLU(), nn.Linear(width, width))
-        for layer in self[0], self[2]:  # as strong as what it is added to, or a generator learns to do without z
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
     def forward(self, z: Tensor) -> Tensor:
         return super().forward(z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt())
