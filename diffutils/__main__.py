@@ -75,8 +75,9 @@ def sample(options: argparse.Namespace) -> None:
     from torchvision.utils import save_image
 
     model = zoo.load(options.recipe, options.device)
-    steps = options.steps or (model.schedule.T if options.sampler.startswith("ddpm") else 50)
-    how = options.sampler, min(steps, model.schedule.T), options.eta, options.seed
+    longest = model.schedule.T if model.denoise else 1  # what is no diffusion model draws in its own way
+    steps = min(options.steps or (longest if options.sampler.startswith("ddpm") else 50), longest)
+    how = options.sampler, steps, options.eta, options.seed
     images = zoo.draw(model, options.n, *how, power=options.power)
     save_image((images + 1) / 2, options.out, nrow=max(1, round(options.n**0.5)))
     print(f"{options.n} images: {options.out}")

@@ -235,6 +235,8 @@ def evaluate(
         settings["power"] = power
     if model.schedule is None:
         settings = {"name": "one call", "seed": seed}
+    elif model.denoise is None:
+        settings = {"name": "ddg", "steps": model.schedule.T, "seed": seed}
     results = {"sampler": settings, "seconds an image": round(seconds / n, 5)} | compare(by, x)
     if weights is not None:
         results["inception"] = inception(x, data.images(model.header["recipe"]["data"]).x, weights)

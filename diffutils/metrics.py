@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
+from .data import GaussianMixture
+
 
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:
     r"""The energy distance between two samples, ``(n, *D)`` and ``(m, *D)``, in the unit of the data.
@@ -166,6 +168,27 @@ def _radius(x: Tensor, k: int) -> Tensor:
     """The distance of each point to its k-th neighbour, itself not counted."""
     distance = torch.cdist(x, x).fill_diagonal_(torch.inf)
     return distance.topk(k, largest=False).values[:, -1]
+
+
+def mode_coverage(x: Tensor, mixture: GaussianMixture, within: float = 4.0, least: float = 0.1) -> dict[str, float]:
+    """How a sample ``(n, D)`` lies on a mixture of well separated Gaussians.
+
+    ``good``: the share of points within so many standard deviations of the mean nearest to them; ``found``: components
+    with at least ``least`` times their share of good points; ``uneven``: the total variation between the shares of the
+    components among good points and their weights, 0 to 1. Raises ``ValueError`` for a batch of mixtures. Source:
+    chapter 10.
+    """
+    if mixture.weight.ndim != 1:
+        raise ValueError(f"mixture: needs a single one, got a batch of shape {tuple(mixture.weight.shape[:-1])}")
+    distance, nearest = torch.cdist(x.to(mixture.mean), mixture.mean).min(1)
+    good = distance < within * mixture.variance.sqrt()[nearest]
+    count = nearest[good].bincount(minlength=len(mixture.weight))
+    share = count / count.sum().clamp(min=1)
+    return {
+        "found": int((count >= least * mixture.weight * len(x)).sum()),
+        "good": good.double().mean().item(),
+        "uneven": (share - mixture.weight).abs().sum().item() / 2,
+    }
 
 
 def half_sample_error(metric: Callable[[Tensor], Tensor], x: Tensor, generator: Generator, times: int = 40) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from .data import GaussianMixture
 from .runtime import autocast
@@ -16,6 +16,9 @@ from .schedules import Schedule
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """(x_t of shape (B, *D), t of shape (B,)) -> the estimate of x_0, of shape (B, *D)."""
+
+Drawer = Callable[[Tensor, Tensor, Generator | None], Tensor]
+"""(x_t of shape (B, *D), t of shape (B,), generator) -> a draw of x_0 given x_t, of shape (B, *D)."""
 
 Kind = Literal["eps", "x_0", "v", "mean"]
 """What a network is asked to predict."""
@@ -206,8 +209,52 @@ def ideal_denoiser(mixture: GaussianMixture, schedule: Schedule) -> Denoiser:
     """
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        if (t != t.reshape(-1)[0]).any():
-            raise ValueError(f"t: must be the same for all of the batch, got {t.min()} to {t.max()}")
-        return mixture.posterior_mean(x_t, float(schedule.alpha_bar[t.reshape(-1)[0]]))
+        return mixture.posterior_mean(x_t, float(schedule.alpha_bar[_same(t)]))
 
     return denoise
+
+
+def drawer(network: nn.Module, clip: bool = False, bf16: bool = False) -> Drawer:
+    r"""The generator of a denoising diffusion GAN, wrapped as a function (x_t, t, generator) -> a draw of x_0.
+
+    .. math:: \hat x_0 = G(x_t, z, t), \qquad z \sim \mathcal N(0, I),
+
+    z being of ``network.latent`` numbers. The rest is as for :func:`denoiser`. Source: chapter 10; Xiao et al. (2022),
+    section 4.
+    """
+    network.eval()
+
+    @torch.no_grad()
+    def draw(x_t: Tensor, t: Tensor, generator: Generator | None) -> Tensor:
+        with autocast(x_t.device, bf16):
+            x_0 = generate(network, x_t, t, generator).to(x_t.dtype)
+        return x_0.clamp(-1, 1) if clip else x_0
+
+    return draw
+
+
+def generate(network: nn.Module, x_t: Tensor, t: Tensor, generator: Generator | None) -> Tensor:
+    """The network's answer to x_t, t and a fresh z, if it takes one: as :func:`drawer`, and it can be learned from."""
+    if not network.latent:
+        return network(x_t, t)
+    return network(x_t, t, z=torch.randn(len(x_t), network.latent, generator=generator, device=x_t.device))
+
+
+def ideal_drawer(mixture: GaussianMixture, schedule: Schedule) -> Drawer:
+    r"""The best generator there is: a draw from the exact :math:`q(x_0 \mid x_t)` of a Gaussian mixture, ``(B, D)``.
+
+    All of a batch must be at the same t: ``ValueError`` if not. Source: chapter 10.
+    """
+
+    def draw(x_t: Tensor, t: Tensor, generator: Generator | None) -> Tensor:
+        alpha_bar = float(schedule.alpha_bar[_same(t)])
+        return mixture.reverse(x_t, alpha_bar).sample(len(x_t), generator)
+
+    return draw
+
+
+def _same(t: Tensor) -> int:
+    """The one time of a batch."""
+    if (t != t.reshape(-1)[0]).any():
+        raise ValueError(f"t: must be the same for all of the batch, got {t.min()} to {t.max()}")
+    return int(t.reshape(-1)[0])

@@ -6,7 +6,9 @@ A recipe is plain data (``zoo/recipes.toml``): network, objective, schedule, bud
 import itertools
 import os
 import tomllib
+import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from . import checkpoints, data, objectives, runtime, schedules, training
-from .adversarial import Duel
+from .adversarial import DiffusionDuel, Duel, Watch
 from .networks.autoencoder import VAE
 from .networks.classifier import Classifier
-from .networks.discriminator import GAN
+from .networks.discriminator import DDG, GAN
 from .networks.unet import Attention, ResBlock, UNet
 from .schedules import Schedule
 from .training import Step
@@ -56,7 +58,7 @@ def recipe(name: str, **changes: Any) -> Recipe:
 
 def build(recipe: Recipe) -> nn.Module:
     """The recipe's network with its first weights, which follow from the recipe's seed."""
-    kinds = {"unet": UNet, "classifier": Classifier, "vae": VAE, "gan": GAN}
+    kinds = {"unet": UNet, "classifier": Classifier, "vae": VAE, "gan": GAN, "ddg": DDG}
     settings = dict(recipe["network"])
     with runtime.seeded(recipe["seed"]):
         return kinds[settings.pop("name")](**settings)
@@ -101,7 +103,8 @@ def objective(recipe: Recipe, network: nn.Module, noise: Iterator[torch.Generato
 
 class Run(Iterable[Step]):
     """A recipe being followed: iterate over it to train, from the last checkpoint in ``folder`` if there is one; at the
-    end it writes ``weights.safetensors`` there.
+    end it writes ``weights.safetensors`` there. A GAN is watched: if its training fails it warns, in words, and the
+    warning goes into the header of the weights.
 
     Args:
         recipe: as :func:`recipe` gives it.
@@ -147,7 +150,8 @@ class Run(Iterable[Step]):
         self.average = ema.module
         if compiled if compiled is not None else where.type == "cuda":
             network.compile()
-        duel = recipe["method"] == "gan"
+        duel = recipe["method"] in ("gan", "ddg")
+        self.watch = Watch() if duel else None
         if duel and (micro > 1 or shard):
             raise ValueError("micro, shard: a GAN is trained whole, by one process or by several")
         if world > 1 and not duel:
@@ -164,8 +168,9 @@ class Run(Iterable[Step]):
         self.budget = training.Budget(recipe["steps"] if seconds is None else None, seconds)
         common = {"lr": recipe["lr"], "ema": ema, "warmup": recipe["warmup"], "bf16": recipe["bf16"]}
         if duel:
-            game = {"gamma": recipe["gamma"], "lazy": recipe["lazy"]}
-            self.update = Duel(network, noise[0], self.budget, **game, **common)
+            game = {"gamma": recipe["gamma"], "lazy": recipe["lazy"], "fall": recipe.get("fall", False)}
+            kind = Duel if recipe["method"] == "gan" else partial(DiffusionDuel, schedule=schedule(recipe))
+            self.update = kind(network, noise=noise[0], steps=self.budget, **game, **common)
         else:
             loss = objective(recipe, network, itertools.cycle(noise))
             optimiser = recipe["optimiser"]
@@ -192,6 +197,8 @@ class Run(Iterable[Step]):
             update, self.batches, self.budget, self.every, self.snapshots, self.checkpoints, self.progress
         )
         for step in walk:
+            if self.watch and (message := self.watch(step)):
+                warnings.warn(f"{self.recipe['name']}: {message}", RuntimeWarning, stacklevel=2)
             if step.index in self.snapshots:
                 self._write(f"weights-{step.index:08d}.safetensors", step.seconds)
             yield step
@@ -205,6 +212,8 @@ class Run(Iterable[Step]):
         steps = self.update.index
         trained = {"steps": steps, "images": steps * self.recipe["batch"], "seconds": round(seconds, 1)}
         trained |= {"processes": world} | runtime.setting(self.device)
+        if self.watch and self.watch.said:
+            trained["warnings"] = self.watch.said
         tensors = {key.removeprefix("module."): value for key, value in average.items() if key != "n_averaged"}
         header = {"recipe": self.recipe, "trained": trained, "results": {}}
         checkpoints.write(self.folder / name, checkpoints.half(tensors), header)

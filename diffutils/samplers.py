@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from .process import Denoiser, q_posterior
+from .process import Denoiser, Drawer, q_posterior
 from .schedules import Schedule
 
 Kernel = Callable[[Tensor, int, int, Generator | None], Tensor]
@@ -143,6 +143,44 @@ def heun(denoise: Denoiser, schedule: Schedule) -> Kernel:
             return x_s
         after = denoise(x_s, torch.full((len(x_t),), s, device=x_t.device))
         return _towards(x_t, (x_0 + after) / 2, t, s, schedule)
+
+    return kernel
+
+
+def ddg(draw: Drawer, schedule: Schedule) -> Kernel:
+    r"""The reverse step of a denoising diffusion GAN: a *drawn* x_0, then the posterior of the step given it.
+
+    .. math::
+        x_0' \sim p(x_0 \mid x_t), \qquad
+        x_s = \tilde\mu(x_t, x_0') + \sqrt{\tilde\beta_{t|s}}\, z, \qquad z \sim \mathcal N(0, I).
+
+    As a mixture of Gaussians over all :math:`x_0'` the step can have any shape, and if draw is exact, so is the step,
+    for every s < t. With an x_0 that is no draw but the mean it is :func:`ddpm` with ``beta_tilde``. The step into
+    s = 0 adds no noise. Source: chapter 10; Xiao et al. (2022), equation 4.
+    """
+
+    def kernel(x_t: Tensor, t: int, s: int, generator: Generator | None) -> Tensor:
+        x_0 = draw(x_t, torch.full((len(x_t),), t, device=x_t.device), generator)
+        mean, sigma2 = q_posterior(x_t, x_0, t, schedule, s)
+        if s == 0:
+            return mean
+        # x_s = mu + sigma z
+        return mean + sigma2.sqrt() * torch.randn(x_t.shape, generator=generator, dtype=x_t.dtype, device=x_t.device)
+
+    return kernel
+
+
+def direct(draw: Drawer) -> Kernel:
+    """The step of a generator that answers with x_{t-1} itself: nothing is added to its draw.
+
+    Raises ``ValueError`` from the kernel for a step to another s than t - 1, which it has not learned. Source:
+    chapter 10; Xiao et al. (2022), section 5.2.
+    """
+
+    def kernel(x_t: Tensor, t: int, s: int, generator: Generator | None) -> Tensor:
+        if s != t - 1:
+            raise ValueError(f"s: a direct generator steps from t to t - 1, got t = {t}, s = {s}")
+        return draw(x_t, torch.full((len(x_t),), t, device=x_t.device), generator)
 
     return kernel
 

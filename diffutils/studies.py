@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from . import data, evaluation, objectives, recipes, runtime, zoo
-from .metrics import bits_per_dim
+from . import data, evaluation, objectives, recipes, runtime, samplers, schedules, training, zoo
+from .adversarial import DiffusionDuel, Duel
+from .metrics import bits_per_dim, mode_coverage
+from .networks.discriminator import PointDDG, PointGAN
 from .process import denoiser, q_sample
 from .recipes import FOLDER
 from .zoo import Model
@@ -133,6 +136,79 @@ def _pair(name: str, few: int = 50, many: int = 1000, batch: int = 16) -> dict[s
     }
 
 
+def ddg() -> Iterator[Cell]:
+    """Denoising diffusion GANs on points and on digits: the number of steps, no z, x_s instead of x_0; beside a plain
+    GAN, and DDPM and DDIM at as many calls of the shipped network.
+    """
+    for seed in SEEDS:
+        yield {"data": "points", "model": "gan", "seed": seed}, partial(_points, seed)
+        for settings in ABLATIONS:
+            yield {"data": "points", "model": "ddg", "seed": seed} | settings, partial(_points, seed, **settings)
+    for sampler in "ddim", "ddpm":
+        for T in 1, 2, 4, 8:
+            yield {"data": "digits", "model": sampler, "T": T}, partial(_calls, sampler, T)
+    for seed in SEEDS:
+        for settings in ABLATIONS:
+            yield {"data": "digits", "model": "ddg", "seed": seed} | settings, partial(_ddg, seed, **settings)
+
+
+ABLATIONS: list[dict[str, Any]] = [{"T": T, "z": True, "predicts": "x_0"} for T in (4, 1, 2, 8)]
+ABLATIONS += [{"T": 4, "z": False, "predicts": "x_0"}, {"T": 4, "z": True, "predicts": "x_s"}]
+
+
+def _points(seed: int, T: int = 0, z: bool = True, predicts: str = "x_0") -> dict[str, Any]:
+    """A training on the 25 Gaussians as in chapter 10; no T, and it is a plain GAN."""
+    start = time.process_time()
+    network, found = train_points(seed, T, 4 if z else 0, predicts == "x_s"), {}
+    found["core seconds"] = round(time.process_time() - start, 1)
+    for i in SEEDS:
+        x = draw_points(network, T, 5000, runtime.generator(i))
+        for name, value in mode_coverage(x, POINTS).items():
+            found.setdefault(name, []).append(round(value, 4))
+    return found
+
+
+POINTS = data.twenty_five_gaussians(std=0.05)
+"""The points of chapter 10."""
+
+
+def train_points(seed: int, T: int = 4, latent: int = 4, direct: bool = False, steps: int = 1200) -> nn.Module:
+    """A denoising diffusion GAN of T steps, or a plain GAN if T is 0, trained on :data:`POINTS`: the average."""
+    with runtime.seeded(seed):
+        network = PointDDG(latent=latent, direct=direct) if T else PointGAN(latent=latent)
+    noise, ema = runtime.generator(seed), training.average(network, 0.99)
+    settings = {"lr": 2e-3, "ema": ema, "gamma": 0.01}
+    if T:
+        update = DiffusionDuel(network, schedules.few_step(T), noise, steps, **settings)
+    else:
+        update = Duel(network, noise, steps, **settings)
+    for _ in training.fit(update, iter(lambda: (POINTS.sample(256, noise).float(),), None), steps, every=steps):
+        pass
+    return ema.module
+
+
+def draw_points(network: nn.Module, T: int, n: int, generator: torch.Generator) -> torch.Tensor:
+    """``n`` points ``(n, 2)`` from what :func:`train_points` gives."""
+    if not T:
+        with torch.no_grad():
+            return network.eval().sample(n, generator)
+    kernel = zoo.generator_kernel(network, schedules.few_step(T), clip=False)
+    return samplers.sample(kernel, torch.randn(n, 2, generator=generator), range(T, -1, -1), generator)
+
+
+def _calls(sampler: str, T: int) -> dict[str, Any]:
+    model = zoo.load("digits-ddpm")
+    return _scores(model, sampler, T)
+
+
+def _ddg(seed: int, T: int, z: bool, predicts: str) -> dict[str, Any]:
+    recipe = recipes.recipe("digits-ddg", seed=seed)
+    recipe["schedule"] = recipe["schedule"] | {"T": T}
+    recipe["network"] = recipe["network"] | {"latent": recipe["network"]["latent"] * z, "direct": predicts == "x_s"}
+    model, found = _train(recipe)
+    return found | {"warnings": model.header["trained"].get("warnings", [])} | _scores(model)
+
+
 STUDIES: dict[str, Callable[[], Iterator[Cell]]] = {
     "families": families,
     "predictions": predictions,
@@ -140,6 +216,7 @@ STUDIES: dict[str, Callable[[], Iterator[Cell]]] = {
     "guidance": guidance,
     "ddim": ddim,
     "ddim-mnist": partial(ddim, "mnist-ddpm", 1000),
+    "ddg": ddg,
 }
 
 

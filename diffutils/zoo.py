@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checkpoints, runtime, samplers, schedules
-from .process import Denoiser, denoiser, guided
+from .process import Denoiser, denoiser, drawer, guided
 from .recipes import FOLDER, build, recipes, schedule
 from .samplers import Kernel
 from .schedules import Schedule
@@ -27,7 +27,8 @@ class Model(NamedTuple):
     """A trained network that draws images."""
 
     denoise: Denoiser | None
-    """Its estimate of x_0, if it is a diffusion model; others draw by their network's ``sample``."""
+    """Its estimate of x_0, if it is a diffusion model; a VAE and a GAN draw by their network's ``sample``, a denoising
+    diffusion GAN by its generator, step by step."""
     schedule: Schedule | None
     network: nn.Module
     header: dict[str, Any]
@@ -74,9 +75,11 @@ def model(network: nn.Module, header: dict[str, Any]) -> Model:
     recipe = header["recipe"]
     if recipe["method"] == "classifier":
         raise ValueError(f"name: {recipe['name']} is a classifier, and cannot be sampled")
-    if recipe["method"] != "ddpm":
+    if recipe["method"] in ("vae", "gan"):
         return Model(None, None, network.eval(), header)
     chain, where = schedule(recipe), next(network.parameters()).device
+    if recipe["method"] == "ddg":
+        return Model(None, chain, network.eval(), header)
     denoise = denoiser(network, chain.to(where), recipe["predicts"], True, recipe["bf16"])
     return Model(denoise, chain, network, header)
 
@@ -86,6 +89,13 @@ def kernel(denoise: Denoiser, schedule: Schedule, sampler: str, eta: float = 0.0
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler: must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
     return SAMPLERS[sampler](denoise, schedule, eta)
+
+
+def generator_kernel(network: nn.Module, schedule: Schedule, bf16: bool = False, clip: bool = True) -> Kernel:
+    """The reverse step of a denoising diffusion GAN's network, x_0 kept in [-1, 1] if ``clip``."""
+    if network.direct:
+        return samplers.direct(drawer(network.generator, False, bf16))
+    return samplers.ddg(drawer(network.generator, clip, bf16), schedule)
 
 
 def draw(
@@ -102,7 +112,7 @@ def draw(
 ) -> Tensor:
     """``n`` images ``(n, C, H, W)`` in [-1, 1] on the CPU, drawn in batches of ``size``; from a diffusion model with
     ``steps`` spaced by ``power`` (:func:`diffutils.schedules.subsequence`), and of the classes ``y``, ``(n,)``, if they
-    are given, by guidance of ``weight``.
+    are given, by guidance of ``weight``; from a denoising diffusion GAN in the steps that it was trained for.
 
     The first images are the same however many follow, in whole batches. Raises ``ValueError`` for an unknown sampler,
     steps outside 1..T, classes that are not n, and classes for a network without them.
@@ -115,6 +125,11 @@ def draw(
     if model.schedule is None:
         with torch.no_grad():
             return torch.cat([network.sample(min(size, n - i), generator).cpu() for i in range(0, n, size)])
+
+    shape = n, network.channels, network.size, network.size
+    if recipe["method"] == "ddg":
+        one = generator_kernel(network, model.schedule.to(where), recipe["bf16"])
+        return walk(lambda rows: one, range(model.schedule.T, -1, -1), shape, generator, size)
 
     def step(rows: slice) -> Kernel:
         denoise, chain = model.denoise, model.schedule

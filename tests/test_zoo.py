@@ -13,6 +13,7 @@ from matplotlib.pyplot import imread
 from diffutils import bench, evaluation, recipes, zoo
 from diffutils.checkpoints import read, write
 from diffutils.metrics import frechet_distance
+from diffutils.process import generate
 
 SHIPPED = sorted(path.stem for path in recipes.FOLDER.glob("*.safetensors") if not path.stem.endswith("-reference"))
 MODELS = [name for name in SHIPPED if recipes.recipe(name)["method"] == "ddpm"]
@@ -37,6 +38,10 @@ def test_every_recipe_builds_its_network_schedule_and_objective():
         x = -torch.ones(2, network.channels, network.size, network.size)
         if recipe["method"] == "gan":  # two losses, of an update of its own
             assert network.discriminator(network.sample(2, torch.Generator())).shape == (2,)
+            continue
+        if recipe["method"] == "ddg":
+            t = torch.tensor([1, recipes.schedule(recipe).T])
+            assert network.discriminator(generate(network.generator, x, t, torch.Generator()), x, t).shape == (2,)
             continue
         loss = recipes.objective(recipe, network, iter([torch.Generator().manual_seed(0)]))
         assert loss(x, torch.tensor([0, 1])).isfinite()

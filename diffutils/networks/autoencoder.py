@@ -12,10 +12,11 @@ class Residual(nn.Module):
     """Two convolutions with a residual connection: ``(B, C_in, H, W)`` to ``(B, C_out, H, W)``.
 
     ``norm=False`` leaves the normalisation out, as a discriminator wants it: how bright one image is compared with
-    another is something that it should see.
+    another is something that it should see. With ``embedding`` it takes a ``(B, embedding)`` too, which shifts the
+    features between the two.
     """
 
-    def __init__(self, c_in: int, c_out: int, norm: bool = True):
+    def __init__(self, c_in: int, c_out: int, norm: bool = True, embedding: int = 0):
         super().__init__()
         layers = [unet.norm(c_in) if norm else nn.Identity(), nn.SiLU(), nn.Conv2d(c_in, c_out, 3, padding=1)]
         layers += [
@@ -25,17 +26,21 @@ class Residual(nn.Module):
         ]
         self.body = nn.Sequential(*layers)
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
+        self.shift = nn.Linear(embedding, c_out) if embedding else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.skip(x) + self.body(x)
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        if self.shift is None:
+            return self.skip(x) + self.body(x)
+        h = self.body[:3](x) + self.shift(embedding)[..., None, None]
+        return self.skip(x) + self.body[3:](h)
 
 
 class Encoder(nn.Module):
     """Images ``(B, channels, size, size)`` to a map ``(B, out, grid, grid)`` with
     ``grid = size / patch / 2 ** (len(multipliers) - 1)``.
 
-    The arguments are those of :class:`diffutils.networks.unet.UNet`. Raises ``ValueError`` if ``size`` cannot be
-    divided so often.
+    The arguments are those of :class:`diffutils.networks.unet.UNet`; with ``embedding``, each residual block is told a
+    ``(B, embedding)``. Raises ``ValueError`` if ``size`` cannot be divided so often.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class Encoder(nn.Module):
         out: int = 8,
         patch: int = 1,
         norm: bool = True,
+        embedding: int = 0,
     ):
         super().__init__()
         self.grid = grid(size, patch, multipliers)
@@ -57,13 +63,15 @@ class Encoder(nn.Module):
             if level:
                 layers.append(nn.Conv2d(c, c, 3, stride=2, padding=1))
             for _ in range(blocks):
-                layers.append(Residual(c, width * multiplier, norm))
+                layers.append(Residual(c, width * multiplier, norm, embedding))
                 c = width * multiplier
         layers += [unet.norm(c) if norm else nn.Identity(), nn.SiLU(), nn.Conv2d(c, out, 3, padding=1)]
         self.body = nn.Sequential(*layers)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        for layer in self.body:
+            x = layer(x, embedding) if isinstance(layer, Residual) else layer(x)
+        return x
 
 
 class Decoder(nn.Module):

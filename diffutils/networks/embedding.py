@@ -31,3 +31,17 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         return self.layers(sinusoids(t, self.width).to(self.layers[0].weight.dtype))
+
+
+class LatentEmbedding(nn.Sequential):
+    r"""A latent z, scaled to length :math:`\sqrt{\text{latent}}`, to what is added to the embedding of the time:
+    ``(B, latent)`` to ``(B, width)``.
+
+    Source: chapter 10; Xiao et al. (2022), appendix C, after Karras et al. (2019).
+    """
+
+    def __init__(self, latent: int, width: int):
+        super().__init__(nn.Linear(latent, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return super().forward(z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt())

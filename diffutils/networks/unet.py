@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .embedding import TimeEmbedding
+from .embedding import LatentEmbedding, TimeEmbedding
 
 
 def norm(channels: int) -> nn.GroupNorm:
@@ -77,11 +77,12 @@ class UNet(nn.Module):
         dropout: probability inside the residual blocks.
         patch: work on patches of ``patch x patch`` pixels, each unfolded into channels, and fold them back at the end:
             1 as in the paper, or 2 or 4 for a network 4 or 16 times cheaper of the same width.
+        latent: numbers in a latent ``z``, which enters where the time does; 0 for none.
 
     Raises:
         ValueError: for a size that is no power of two from 8 to 256 or that cannot be halved so often, or another
             patch; from ``forward``, for images of another shape, labels out of range, or labels for an unconditional
-            network.
+            network, or without the ``z`` that a network with a latent needs.
 
     Source: chapter 2; Ho et al. (2020), appendix B; Ronneberger et al. (2015).
     """
@@ -97,6 +98,7 @@ class UNet(nn.Module):
         classes: int | None = None,
         dropout: float = 0.0,
         patch: int = 1,
+        latent: int = 0,
     ):
         super().__init__()
         if size not in (8, 16, 32, 64, 128, 256):
@@ -114,10 +116,11 @@ class UNet(nn.Module):
         grid = size // patch
         if grid >> (len(multipliers) - 1) < 2:
             raise ValueError(f"multipliers: {tuple(multipliers)} would halve {grid} pixels to fewer than 2")
-        self.size, self.channels, self.classes = size, channels, classes
+        self.size, self.channels, self.classes, self.latent = size, channels, classes, latent
         E = 4 * width
         self.time = TimeEmbedding(E)
         self.label = None if classes is None else nn.Embedding(classes + 1, E)
+        self.noise = LatentEmbedding(latent, E) if latent else None
         self.enter = nn.Sequential(nn.PixelUnshuffle(patch), nn.Conv2d(channels * patch**2, width, 3, padding=1))
 
         c, skips = width, [width]
@@ -148,12 +151,16 @@ class UNet(nn.Module):
     def _stage(c_in: int, c_out: int, embedding: int, dropout: float, attend: bool) -> nn.ModuleList:
         return nn.ModuleList([ResBlock(c_in, c_out, embedding, dropout)] + [Attention(c_out)] * attend)
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, z: Tensor | None = None) -> Tensor:
         if x_t.shape[1:] != (self.channels, self.size, self.size):
             expected = f"(B, {self.channels}, {self.size}, {self.size})"
             raise ValueError(f"x_t: this network takes {expected}, got {tuple(x_t.shape)}")
         h, skips = self.enter(x_t), []
         embedding = self._embed(t, y)
+        if (z is None) == bool(self.latent):
+            raise ValueError(f"z: this network {f'needs (B, {self.latent})' if self.latent else 'takes none'}")
+        if z is not None:
+            embedding = embedding + self.noise(z)
         skips.append(h)
         for layer in self.down:
             h = _apply(layer, h, embedding)
