@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from . import data, evaluation, objectives, recipes, runtime, zoo
+from . import data, evaluation, latents, objectives, recipes, runtime, zoo
 from .metrics import bits_per_dim
 from .process import denoiser, q_sample
 from .recipes import FOLDER
@@ -95,6 +95,11 @@ STUDIES: dict[str, Callable[[], Iterator[Cell]]] = {
     "predictions": predictions,
     "bound": bound,
     "guidance": guidance,
+    "latent-cost": latents.cost,
+    "autoencoders": latents.autoencoders,
+    "latent-scale": latents.scales,
+    "latent-pixel": latents.spaces,
+    "rate-distortion": latents.rates,
 }
 
 
