@@ -25,7 +25,9 @@ COLOURS = {
 """Colours in RGB. The largest entry is 1, so that the largest channel of a canvas is its ink."""
 
 SIZES = {"small": 0.28, "medium": 0.40, "large": 0.54}
-"""Heights of digits as shares of the canvas; a digit's own is within 6 % of one of them."""
+"""Heights of digits as shares of the canvas. A digit's own is within 6 % of one of them; a medium one of two may be
+smaller than that, if there is no room, down to 0.34.
+"""
 
 APART = 0.32
 """How far from the middle a single digit is drawn, right or down, where half of the canvas is 1."""
@@ -177,6 +179,10 @@ def draw(
     pair = torch.where(beside[:, None, None], torch.stack([pair, free], 2), torch.stack([free, pair], 2))
     place = torch.where(two[:, None, None], pair, alone[:, None].expand(n, 2, 2))
     place = place + JITTER * (2 * rand(n, 2, 2) - 1)
+    across = beside[:, None].expand(n, 2)
+    extent = of.reach[rows].sum(2) / of.size[rows, None]  # (n, 2, 2): across, down
+    room = 0.47 / torch.where(across, extent[..., 0], extent[..., 1])
+    size = torch.where(two[:, None], size.minimum(room), size)
     # moved, if need be, so that all of the ink is on the canvas, and of two digits each on its side of the middle
     reach = 2 * of.reach[rows] * (size / of.size[rows])[..., None, None]
     side = two[:, None, None] & torch.stack([beside, ~beside], 1)[:, None]  # (n, 1, 2): across, down
@@ -308,12 +314,17 @@ def images(name: str, train: bool = True) -> Images:
     """
     kind, _, pixels = name.rpartition("-")
     if kind == "digits" and pixels in ("16", "32", "64", "128", "256"):
-        return _one_by_one(source(train=train), int(pixels))
+        return _digits(int(pixels), train)
     if name not in ("canvas-32", "canvas-64", "mnist-canvas-64"):
         return data.images(name, train)
     of = source("mnist" if kind == "mnist-canvas" else "digits", train)
     x, attributes = draw(6000 if train else 1000, int(pixels), None, 3, Generator().manual_seed(int(train)), of)
     return data.tensors(x, attributes.digit[:, 0])
+
+
+@functools.lru_cache(4)
+def _digits(pixels: int, train: bool) -> Images:
+    return _one_by_one(source(train=train), pixels)
 
 
 def _one_by_one(of: Glyphs, pixels: int) -> Images:

@@ -215,14 +215,13 @@ def progressive(
         estimates.append(denoise(x_t, t))
         return estimates[-1]
 
-    terms, distortion = [], [torch.zeros(len(x_0), device=x_0.device)]
-    for t in range(1, schedule.T + 1):
-        estimates.clear()
-        if t == 1:
-            terms.append(decoder_term(watched, x_0, schedule, generator, levels))
-        else:
-            terms.append(step_term(watched, x_0, t, schedule, generator))
-        distortion.append((estimates[0] - x_0).square().flatten(1).mean(1))
-    terms.append(prior_term(x_0, schedule))
-    rate = torch.stack(terms).flip(0).cumsum(0).flip(0)
-    return Progressive(rate, torch.stack(distortion).to(rate))
+    def error() -> Tensor:
+        return (estimates.pop() - x_0).square().flatten(1).mean(1)
+
+    steps, errors = [], []
+    for t in range(2, schedule.T + 1):
+        steps.append(step_term(watched, x_0, t, schedule, generator))
+        errors.append(error())
+    terms = [decoder_term(watched, x_0, schedule, generator, levels), *steps, prior_term(x_0, schedule)]
+    errors = [torch.zeros_like(error_1 := error()), error_1, *errors]
+    return Progressive(torch.stack(terms).flip(0).cumsum(0).flip(0), torch.stack(errors))

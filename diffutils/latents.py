@@ -88,8 +88,8 @@ def cost() -> Iterator[Cell]:
 
 def counts(pixels: int, factor: int, steps: int = 50, batch: int = 16) -> dict[str, Any]:
     """What can be counted without computing anything: GFLOP an image of a training step, of encoding the image for it,
-    and of drawing one in ``steps`` steps, decoding included; MiB at the peak of a training step with Adam on a ``batch``
-    and of drawing one image, weights included; parameters.
+    and of drawing one in ``steps`` steps, decoding included; MiB at the peak of a training step with Adam on a batch of
+    ``batch`` and of drawing one image, weights included; parameters.
     """
     with torch.device("meta"):
         unet, autoencoder = networks(pixels, factor)

@@ -108,6 +108,7 @@ class VQAutoencoder(Autoencoder):
 
     def decode(self, z: Tensor) -> Tensor:
         """Images from latents, which are quantised first."""
+        _check("z", z, self.latent, self.grid)
         return super().decode(self.quantise(z))
 
     def forward(self, x: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
