@@ -126,7 +126,7 @@ def render(of: Glyphs, rows: Tensor, size: Tensor, place: Tensor, colour: Tensor
     [-1, 1] with 256 levels. A row of -1 is left empty. Pixels are means of ``over`` x ``over`` points.
     """
     B, K = rows.shape
-    scale = size / of.size[rows.clamp(min=0)]  # one map is so much of a canvas
+    scale = (size / of.size[rows.clamp(min=0)]).clamp(min=1e-3)  # one map is so much of a canvas
     theta = torch.zeros(B * K, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = (1 / scale).flatten()
     theta[:, :, 2] = (of.centre[rows.clamp(min=0)] - place / scale[..., None]).reshape(-1, 2)
