@@ -75,8 +75,8 @@ class Compression(Descent):
         + w_p \cdot \text{penalty} + \underbrace{w_a \lambda}_{0 \text{ before start}} \cdot\, E[-D(\hat x)], \qquad
         \min_D\; \text{hinge}.
 
-    Both learning rates rise for ``warmup`` steps and fall as a half cosine. With several processes the gradients are
-    averaged over them.
+    The learning rate rises for ``warmup`` steps and falls as a half cosine; the discriminator's rises likewise when it
+    starts, and stays. With several processes the gradients are averaged over them.
 
     Args:
         network: an :class:`diffutils.networks.latent.Autoencoder`.
@@ -142,6 +142,7 @@ class Compression(Descent):
         if playing:
             self.discriminator.requires_grad_(True)
             losses["discriminator"] = hinge_loss(self.discriminator(x), self.discriminator(decoded.detach()))
+            rate = self.lr * min((self.index - self.start + 1) / self.warmup, 1)
             _descend(self.against, losses["discriminator"], rate, self.clip)
         self.index += 1
         if self.ema is not None:
