@@ -69,11 +69,15 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: Tensor, d
 
 
 class Compression(Descent):
-    r"""One step of an autoencoder, and from step ``start`` on one of a patch discriminator too.
+    r"""One step of an autoencoder, and from step ``start`` on one of a patch discriminator too, whose answers begin to
+    count after another ``head_start`` steps.
 
     .. math:: \min_{E, \text{Dec}}\; \underbrace{E|x - \hat x| + w_f\, d_\phi(x, \hat x)}_{L_{\text{rec}}}
-        + w_p \cdot \text{penalty} + \underbrace{w_a \lambda}_{0 \text{ before start}} \cdot\, E[-D(\hat x)], \qquad
+        + w_p \cdot \text{penalty} + \underbrace{w_a \lambda}_{0 \text{ at first}} \cdot\, E[-D(\hat x)], \qquad
         \min_D\; \text{hinge}.
+
+    Without a head start the first answers are those of random weights, and :math:`\lambda` makes them pull as hard as
+    any.
 
     The learning rate rises for ``warmup`` steps and falls as a half cosine; the discriminator's rises likewise when it
     starts, and stays. With several processes the gradients are averaged over them.
@@ -86,10 +90,11 @@ class Compression(Descent):
         penalty: :math:`w_p`.
         feature_weight: :math:`w_f`.
         weight: :math:`w_a`.
-        start: the step, counted from 0, at which the discriminator begins.
+        start: the step, counted from 0, at which the discriminator begins to learn.
+        head_start: for so many steps it learns alone.
 
     The others are those of :class:`diffutils.training.Descent`. A call returns the losses, and once the discriminator
-    has begun the adaptive weight :math:`\lambda`. Raises ``ValueError`` if ``start < 0``.
+    counts the adaptive weight :math:`\lambda`. Raises ``ValueError`` if ``start`` or ``head_start`` is negative.
     Source: chapter 11; Rombach et al. (2022), equation 25; Esser et al. (2021), equation 6.
     """
 
@@ -106,15 +111,18 @@ class Compression(Descent):
         feature_weight: float = 1.0,
         weight: float = 0.5,
         start: int = 0,
+        head_start: int = 0,
         warmup: int = 50,
+        optimiser: str = "adam",
         bf16: bool = False,
     ):
-        if start < 0:
-            raise ValueError(f"start: must not be negative, got {start}")
-        super().__init__(network, hinge_loss, steps, lr, ema, warmup=warmup, bf16=bf16)
+        for name, value in ("start", start), ("head_start", head_start):
+            if value < 0:
+                raise ValueError(f"{name}: must not be negative, got {value}")
+        super().__init__(network, hinge_loss, steps, lr, ema, warmup=warmup, optimiser=optimiser, bf16=bf16)
         self.noise, self.discriminator, self.distance = noise, discriminator, distance
-        self.penalty, self.feature_weight, self.weight, self.start = penalty, feature_weight, weight, start
-        self.optimisers = [torch.optim.Adam(network.parameters(), lr, (0.5, 0.9), fused=True)]
+        self.penalty, self.feature_weight, self.weight = penalty, feature_weight, weight
+        self.start, self.head_start = start, head_start
         self.against = None
         if discriminator is not None:
             self.against = torch.optim.Adam(discriminator.parameters(), lr, (0.5, 0.9), fused=True)
@@ -133,17 +141,17 @@ class Compression(Descent):
             losses["features"] = self.distance(x, decoded).mean()
             reconstruction = pixels + self.feature_weight * losses["features"]
         loss = reconstruction + self.penalty * penalty
-        if playing:
+        if playing and self.index >= self.start + self.head_start:
             self.discriminator.requires_grad_(False)
             losses["adversarial"] = -self.discriminator(decoded).mean()
             losses["lambda"] = adaptive_weight(reconstruction, losses["adversarial"], network.last)
             loss = loss + self.weight * losses["lambda"] * losses["adversarial"]
-        _descend(self.optimisers[0], loss, rate, self.clip)
+        _descend(self.optimisers, loss, rate, self.clip)
         if playing:
             self.discriminator.requires_grad_(True)
             losses["discriminator"] = hinge_loss(self.discriminator(x), self.discriminator(decoded.detach()))
             rate = self.lr * min((self.index - self.start + 1) / self.warmup, 1)
-            _descend(self.against, losses["discriminator"], rate, self.clip)
+            _descend([self.against], losses["discriminator"], rate, self.clip)
         self.index += 1
         if self.ema is not None:
             self.ema.update_parameters(network)
@@ -164,17 +172,21 @@ class Compression(Descent):
             self.against.load_state_dict(state["against"]["optimiser"])
 
 
-def _descend(optimiser: torch.optim.Optimizer, loss: Tensor, rate: float, clip: float) -> None:
-    optimiser.zero_grad(set_to_none=True)
+def _descend(players: list[torch.optim.Optimizer], loss: Tensor, rate: float, clip: float) -> None:
+    groups = [group for optimiser in players for group in optimiser.param_groups]
+    weights = [weight for group in groups for weight in group["params"]]
+    for weight in weights:
+        weight.grad = None
     loss.backward()
-    for group in optimiser.param_groups:
+    if (world := place()[1]) > 1:
+        for weight in weights:
+            torch.distributed.all_reduce(weight.grad)
+            weight.grad /= world
+    nn.utils.clip_grad_norm_(weights, clip)
+    for group in groups:
         group["lr"] = rate
-        if (world := place()[1]) > 1:
-            for weight in group["params"]:
-                torch.distributed.all_reduce(weight.grad)
-                weight.grad /= world
-        nn.utils.clip_grad_norm_(group["params"], clip)
-    optimiser.step()
+    for optimiser in players:
+        optimiser.step()
 
 
 def latent_rate(mean: Tensor, var: Tensor, fitted: tuple[Tensor, Tensor]) -> Tensor:

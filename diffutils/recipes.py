@@ -206,7 +206,13 @@ class Run(Iterable[Step]):
         common = {"lr": recipe["lr"], "ema": ema, "warmup": recipe["warmup"], "bf16": recipe["bf16"]}
         if recipe["method"] == "autoencoder":
             self.update = compression.Compression(
-                network, noise[0], self.budget, *_opponents(recipe, where), **common, **recipe["game"]
+                network,
+                noise[0],
+                self.budget,
+                *_opponents(recipe, where),
+                optimiser=recipe["optimiser"],
+                **common,
+                **recipe["game"],
             )
         elif duel:
             game = {"gamma": recipe["gamma"], "lazy": recipe["lazy"]}

@@ -86,6 +86,20 @@ def test_the_discriminator_starts_late_and_only_then_counts():
     assert not torch.equal(update.network.last, other.network.last)
 
 
+def test_a_discriminator_with_a_head_start_learns_before_it_counts():
+    update, other = small(start=1, head_start=2), small(discriminator=None)
+    first = update.discriminator.body[0].weight.clone()
+    for batch in batches(3):
+        losses = update(batch)
+        other(batch)
+    assert "discriminator" in losses and "lambda" not in losses
+    assert not torch.equal(first, update.discriminator.body[0].weight)
+    assert torch.equal(update.network.last, other.network.last)
+    assert "lambda" in update((randn(8, 1, 16, 16),))
+    with pytest.raises(ValueError, match="head_start: must not be negative, got -2"):
+        small(head_start=-2)
+
+
 def test_a_step_follows_the_gradient_of_the_stated_loss():
     """The first step, by hand: autograd on the sum of the terms, then Adam."""
     update = small(penalty=0.01, weight=0.5)
