@@ -1,11 +1,14 @@
 """The shared module of *Diffusion Models, Measured*.
 
 Read the files in the order of the data: :mod:`~diffutils.runtime` (device, seeds), :mod:`~diffutils.data` (what is to
-be modelled), :mod:`~diffutils.schedules` and :mod:`~diffutils.process` (the fixed forward process),
+be modelled), :mod:`~diffutils.canvas` and :mod:`~diffutils.captions` (pictures to describe),
+:mod:`~diffutils.schedules` and :mod:`~diffutils.process` (the fixed forward process),
 :mod:`~diffutils.networks` (what is learned), :mod:`~diffutils.objectives` (what is minimised),
 :mod:`~diffutils.optimisers`, :mod:`~diffutils.checkpoints` and :mod:`~diffutils.training` (how),
+:mod:`~diffutils.adversarial` and :mod:`~diffutils.compression` (two networks against each other),
 :mod:`~diffutils.samplers` (the reverse process), :mod:`~diffutils.metrics` (how well), :mod:`~diffutils.plots` (the
-figures), :mod:`~diffutils.recipes` and :mod:`~diffutils.zoo` (trained networks), :mod:`~diffutils.bench` and
+figures), :mod:`~diffutils.recipes` and :mod:`~diffutils.zoo` (trained networks), :mod:`~diffutils.evaluation`,
+:mod:`~diffutils.latents` and :mod:`~diffutils.studies` (measured), :mod:`~diffutils.bench` and
 :mod:`~diffutils.race` (how fast, and how good after equal time). A file imports only from files earlier in this list.
 """
 

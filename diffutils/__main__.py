@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from . import bench, evaluation, recipes, runtime, studies, zoo
+from . import bench, evaluation, latents, recipes, runtime, studies, zoo
 from . import race as races
 from .training import Step
 
@@ -84,12 +84,16 @@ def sample(options: argparse.Namespace) -> None:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Measure diffusion models, or calibrate a classifier; print the results, and keep them if asked to."""
+    """Measure models and autoencoders, or calibrate a classifier; print the results, and keep them if asked to."""
     results = []
     for name in options.recipe:
         header = zoo.weights(name)[1]
         if header["recipe"]["method"] == "classifier":
             found = evaluation.calibrate(name, options.record)
+        elif header["recipe"]["method"] == "autoencoder":
+            found = {"reconstruction": latents.reconstruction(zoo.weights(name)[0], header["recipe"])}
+            if options.record:
+                evaluation.record(name, found, options.record)
         else:
             model = zoo.load(name, options.device)
             seeds = range(options.seed, options.seed + options.repeats)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from . import checkpoints, data, metrics, runtime, zoo
+from . import canvas, checkpoints, metrics, runtime, zoo
 from .networks.classifier import Classifier
 from .recipes import FOLDER
 
@@ -84,7 +84,7 @@ def calibrate(path: str | Path, folder: str | Path | None = None) -> dict[str, A
     """
     network, header = zoo.weights(path)
     recipe = header["recipe"]
-    halves = {part: data.images(recipe["data"], part == "train") for part in ("train", "test")}
+    halves = {part: canvas.images(recipe["data"], part == "train") for part in ("train", "test")}
     of = {part: features(network, images.x) for part, images in halves.items()}
     with torch.no_grad():
         right = {part: (network.head(of[part]).argmax(1) == halves[part].y).double().mean().item() for part in of}
@@ -239,7 +239,7 @@ def evaluate(
         settings = {"name": "ddg", "steps": model.schedule.T, "seed": seed}
     results = {"sampler": settings, "seconds an image": round(seconds / n, 5)} | compare(by, x)
     if weights is not None:
-        results["inception"] = inception(x, data.images(model.header["recipe"]["data"]).x, weights)
+        results["inception"] = inception(x, canvas.images(model.header["recipe"]["data"]).x, weights)
     return results
 
 

@@ -6,7 +6,8 @@ from torch.optim import Optimizer
 
 
 def make(name: str, network: nn.Module) -> list[Optimizer]:
-    """The optimisers called ``name`` for the network's parameters, with learning rates yet to be set.
+    """The optimisers called ``name`` for the network's parameters (but for frozen ones), with learning rates yet to be
+    set.
 
     ``adam``: one, for all. ``muon``: :class:`Muon` for the weights of hidden layers, Adam for the rest: biases, norms,
     embeddings, and what is called ``enter``, ``leave`` or ``head``. Raises ``ValueError`` for another name.
@@ -15,9 +16,11 @@ def make(name: str, network: nn.Module) -> list[Optimizer]:
     if name not in ("adam", "muon"):
         raise ValueError(f"optimiser: must be 'adam' or 'muon', got {name!r}")
     if name == "adam":
-        return [torch.optim.Adam(network.parameters(), fused=True)]
+        return [torch.optim.Adam([w for w in network.parameters() if w.requires_grad], fused=True)]
     hidden, rest = [], []
     for name, weight in network.named_parameters():
+        if not weight.requires_grad:
+            continue
         outer = name.removeprefix("module.").split(".")[0] in ("enter", "leave", "time", "label", "head")
         (rest if outer or weight.ndim < 2 else hidden).append(weight)
     adam = torch.optim.Adam(rest, betas=(0.9, 0.99), fused=True)

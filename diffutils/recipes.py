@@ -3,6 +3,7 @@
 A recipe is plain data (``zoo/recipes.toml``): network, objective, schedule, budget, seed. A :class:`Run` follows one.
 """
 
+import functools
 import itertools
 import os
 import tomllib
@@ -18,11 +19,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from . import checkpoints, data, objectives, runtime, schedules, training
+from . import canvas, checkpoints, compression, data, objectives, runtime, schedules, training
 from .adversarial import DiffusionDuel, Duel, Watch
 from .networks.autoencoder import VAE
 from .networks.classifier import Classifier
 from .networks.discriminator import DDG, GAN
+from .networks.latent import Autoencoder, LatentUNet, PatchDiscriminator, VQAutoencoder
 from .networks.unet import Attention, ResBlock, UNet
 from .schedules import Schedule
 from .training import Step
@@ -56,12 +58,45 @@ def recipe(name: str, **changes: Any) -> Recipe:
     return known[name] | changes
 
 
-def build(recipe: Recipe) -> nn.Module:
-    """The recipe's network with its first weights, which follow from the recipe's seed."""
+def build(recipe: Recipe, stage: Recipe | None = None) -> nn.Module:
+    """The recipe's network with its first weights, which follow from the recipe's seed.
+
+    One that learns in latents holds an autoencoder, of the recipe ``stage``; by default of that which it names.
+    """
     kinds = {"unet": UNet, "classifier": Classifier, "vae": VAE, "gan": GAN, "ddg": DDG}
+    kinds |= {"autoencoder": Autoencoder, "vq": VQAutoencoder}
     settings = dict(recipe["network"])
     with runtime.seeded(recipe["seed"]):
+        if "autoencoder" in recipe:
+            settings.pop("name")
+            return LatentUNet(build(stage or recipes()[recipe["autoencoder"]]), **settings)
         return kinds[settings.pop("name")](**settings)
+
+
+def weights(name: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The network of a recipe with its shipped weights, or that of a weights file, and the file's header.
+
+    Raises ``ValueError`` for a name that is neither a recipe nor a file, and if the file is damaged;
+    ``FileNotFoundError`` if that recipe's weights are not shipped.
+    """
+    path = Path(name)
+    if path.suffix != ".safetensors":
+        if str(name) not in recipes():
+            raise ValueError(f"name: must be a .safetensors file or one of {', '.join(recipes())}, got {str(name)!r}")
+        path = FOLDER / f"{name}.safetensors"
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{name}: its weights are not shipped with the book. Train them (python -m diffutils train {name}), "
+                f"then give the file that this writes"
+            )
+    tensors, header = checkpoints.read(path)
+    if "recipe" not in header or "trained" not in header:
+        raise ValueError(f"{path}: holds no trained network (a checkpoint? its weights are written at the end)")
+    network = build(header["recipe"], header.get("autoencoder"))
+    network.load_state_dict(
+        {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+    )
+    return network.eval(), header
 
 
 def schedule(recipe: Recipe) -> Schedule:
@@ -92,6 +127,8 @@ def objective(recipe: Recipe, network: nn.Module, noise: Iterator[torch.Generato
 
     def loss(x_0: Tensor, y: Tensor) -> Tensor:
         generator = next(noise)
+        if "autoencoder" in recipe:  # mean and standard deviation of the latents, side by side
+            x_0 = training.plain(network).draw(*x_0.chunk(2, 1), generator)
         if classes is None:
             return objectives.simple_loss(network, x_0, chain, generator, kind, weight, chance)
         untold = torch.rand(len(y), generator=generator, device=y.device) < recipe["drop"]
@@ -145,29 +182,45 @@ class Run(Iterable[Step]):
             where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(where)
         self.recipe, self.folder, self.device = recipe, Path(folder), where
-        network = build(recipe).to(where)
+        x, y = (tensor.to(where) for tensor in _images(recipe["data"]))
+        self.stage = None
+        if "autoencoder" in recipe:
+            trained, header = weights(recipe["autoencoder"])
+            self.stage = header["recipe"]
+            network = build(recipe, self.stage).to(where)
+            network.autoencoder.load_state_dict(trained.state_dict())
+            x = network.fit_scale(x, recipe["scale"])
+        else:
+            network = build(recipe).to(where)
         ema = training.average(network, recipe["ema"])
         self.average = ema.module
         if compiled if compiled is not None else where.type == "cuda":
             network.compile()
-        duel = recipe["method"] in ("gan", "ddg")
-        self.watch = Watch() if duel else None
+        duel = recipe["method"] in ("gan", "ddg", "autoencoder")
+        self.watch = Watch() if recipe["method"] in ("gan", "ddg") else None
         if duel and (micro > 1 or shard):
-            raise ValueError("micro, shard: a GAN is trained whole, by one process or by several")
+            what = "a GAN" if recipe["method"] == "gan" else "an autoencoder"
+            raise ValueError(f"micro, shard: {what} is trained whole, by one process or by several")
         if world > 1 and not duel:
             network = _spread(network, ema.module, shard, where)
 
         seed = 10_000 * recipe["seed"]
         noise = [runtime.generator(seed + 1 + rank * micro + i, where) for i in range(micro)]
-        self.batches = training.Batches(
-            *(tensor.to(where) for tensor in _images(recipe["data"])),
-            size=recipe["batch"],
-            generator=runtime.generator(seed, where),
-        )
+        self.batches = training.Batches(x, y, size=recipe["batch"], generator=runtime.generator(seed, where))
         self.randomness = runtime.Randomness(*noise, seed=seed + 5000 + rank, device=where)
         self.budget = training.Budget(recipe["steps"] if seconds is None else None, seconds)
         common = {"lr": recipe["lr"], "ema": ema, "warmup": recipe["warmup"], "bf16": recipe["bf16"]}
-        if duel:
+        if recipe["method"] == "autoencoder":
+            self.update = compression.Compression(
+                network,
+                noise[0],
+                self.budget,
+                *_opponents(recipe, where),
+                optimiser=recipe["optimiser"],
+                **common,
+                **recipe["game"],
+            )
+        elif duel:
             game = {"gamma": recipe["gamma"], "lazy": recipe["lazy"], "fall": recipe.get("fall", False)}
             kind = Duel if recipe["method"] == "gan" else partial(DiffusionDuel, schedule=schedule(recipe))
             self.update = kind(network, noise=noise[0], steps=self.budget, **game, **common)
@@ -176,6 +229,8 @@ class Run(Iterable[Step]):
             optimiser = recipe["optimiser"]
             self.update = training.Descent(network, loss, self.budget, optimiser=optimiser, micro=micro, **common)
         settings = {"seconds": seconds, "micro": micro, "processes": world, "device": where.type}
+        if self.stage:
+            settings |= {"measured scale": network.scale.item()}
         self.checkpoints = checkpoints.Checkpoints(
             folder,
             {key: value for key, value in recipe.items() if key != "about"} | settings,
@@ -216,6 +271,9 @@ class Run(Iterable[Step]):
             trained["warnings"] = self.watch.said
         tensors = {key.removeprefix("module."): value for key, value in average.items() if key != "n_averaged"}
         header = {"recipe": self.recipe, "trained": trained, "results": {}}
+        if self.stage:
+            header |= {"autoencoder": self.stage}
+            trained["scale"] = self.average.scale.item()
         checkpoints.write(self.folder / name, checkpoints.half(tensors), header)
 
 
@@ -224,10 +282,24 @@ def _images(name: str) -> data.Images:
     rank, world = runtime.place()
     if rank:
         torch.distributed.barrier()
-    images = data.images(name)
+    images = canvas.images(name)
     if world > 1 and not rank:
         torch.distributed.barrier()
     return images
+
+
+def _opponents(recipe: Recipe, where: torch.device) -> tuple[nn.Module | None, compression.Distance | None]:
+    """The discriminator of an autoencoder's recipe, if its loss has one, and the distance by its features."""
+    discriminator = distance = None
+    if recipe["against"]:
+        with runtime.seeded(recipe["seed"] + 1):
+            discriminator = PatchDiscriminator(recipe["network"].get("channels", 1), recipe["against"]).to(where)
+    if recipe["features"] == "lpips":
+        distance = compression.lpips_distance(device=where)
+    elif recipe["features"]:
+        judge = weights(recipe["features"])[0].to(where).requires_grad_(False)
+        distance = functools.partial(compression.feature_distance, judge)
+    return discriminator, distance
 
 
 def _spread(network: nn.Module, average: nn.Module, shard: bool, where: torch.device) -> nn.Module:

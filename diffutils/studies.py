@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import data, evaluation, objectives, recipes, runtime, samplers, schedules, training, zoo
+from . import data, evaluation, latents, objectives, recipes, runtime, samplers, schedules, training, zoo
 from .adversarial import DiffusionDuel, Duel
 from .metrics import bits_per_dim, mode_coverage
 from .networks.discriminator import PointDDG, PointGAN
@@ -217,6 +217,11 @@ STUDIES: dict[str, Callable[[], Iterator[Cell]]] = {
     "ddim": ddim,
     "ddim-mnist": partial(ddim, "mnist-ddpm", 1000),
     "ddg": ddg,
+    "latent-cost": latents.cost,
+    "autoencoders": latents.autoencoders,
+    "latent-scale": latents.scales,
+    "latent-pixel": latents.spaces,
+    "rate-distortion": latents.rates,
 }
 
 

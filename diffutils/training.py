@@ -173,7 +173,7 @@ class Descent:
 
     def __call__(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         self.network.train()
-        rate = min((self.index + 1) / self.warmup, 0.5 + 0.5 * math.cos(math.pi * min(self._fraction(), 1)))
+        rate = self._rate()
         self.network.zero_grad(set_to_none=True)
         loss = self._gradients(batch)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip)
@@ -186,6 +186,10 @@ class Descent:
             self.ema.update_parameters(plain(self.network))
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         return {"loss": loss, "gradient": norm.detach()}
+
+    def _rate(self) -> float:
+        """The share of the peak learning rate that this step has."""
+        return min((self.index + 1) / self.warmup, 0.5 + 0.5 * math.cos(math.pi * min(self._fraction(), 1)))
 
     def _fraction(self) -> float:
         return self.budget.fraction(self.index)

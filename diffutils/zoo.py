@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import checkpoints, runtime, samplers, schedules
+from . import runtime, samplers, schedules
+from .networks.latent import LatentUNet
 from .process import Denoiser, denoiser, drawer, guided
-from .recipes import FOLDER, build, recipes, schedule
+from .recipes import schedule, weights
 from .samplers import Kernel
 from .schedules import Schedule
 
@@ -35,52 +36,30 @@ class Model(NamedTuple):
     """``recipe``, how it was ``trained``, and the ``results`` of its evaluation."""
 
 
-def weights(name: str | Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a recipe with its shipped weights, or that of a weights file, and the file's header.
-
-    Raises ``ValueError`` for a name that is neither a recipe nor a file, and if the file is damaged;
-    ``FileNotFoundError`` if that recipe's weights are not shipped.
-    """
-    path = Path(name)
-    if path.suffix != ".safetensors":
-        if str(name) not in recipes():
-            raise ValueError(f"name: must be a .safetensors file or one of {', '.join(recipes())}, got {str(name)!r}")
-        path = FOLDER / f"{name}.safetensors"
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{name}: its weights are not shipped with the book. Train them (python -m diffutils train {name}), "
-                f"then give the file that this writes"
-            )
-    tensors, header = checkpoints.read(path)
-    if "recipe" not in header or "trained" not in header:
-        raise ValueError(f"{path}: holds no trained network (a checkpoint? its weights are written at the end)")
-    network = build(header["recipe"])
-    network.load_state_dict(
-        {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
-    )
-    return network.eval(), header
-
-
 def load(name: str | Path, device: str | torch.device | None = None) -> Model:
     """A ready denoiser and its schedule: ``load("mnist-ddpm")``, or a weights file of your own.
 
-    Estimates of x_0 are kept in [-1, 1]. Raises as :func:`weights` does, and ``ValueError`` if it is a classifier.
+    Estimates of x_0 are kept in [-1, 1], but for latents, which have no such range. Raises as
+    :func:`diffutils.recipes.weights` does, and ``ValueError`` if it is a classifier or an autoencoder.
     """
     network, header = weights(name)
     return model(network.to(runtime.device(device)), header)
 
 
 def model(network: nn.Module, header: dict[str, Any]) -> Model:
-    """A network trained by the recipe in ``header``, ready to draw. Raises ``ValueError`` if it is a classifier."""
+    """A network trained by the recipe in ``header``, ready to draw. Raises ``ValueError`` if it is a classifier or an
+    autoencoder.
+    """
     recipe = header["recipe"]
-    if recipe["method"] == "classifier":
-        raise ValueError(f"name: {recipe['name']} is a classifier, and cannot be sampled")
+    if recipe["method"] in ("classifier", "autoencoder"):
+        what = "a classifier" if recipe["method"] == "classifier" else "an autoencoder"
+        raise ValueError(f"name: {recipe['name']} is {what}, and cannot be sampled")
     if recipe["method"] in ("vae", "gan"):
         return Model(None, None, network.eval(), header)
     chain, where = schedule(recipe), next(network.parameters()).device
     if recipe["method"] == "ddg":
         return Model(None, chain, network.eval(), header)
-    denoise = denoiser(network, chain.to(where), recipe["predicts"], True, recipe["bf16"])
+    denoise = denoiser(network, chain.to(where), recipe["predicts"], "autoencoder" not in recipe, recipe["bf16"])
     return Model(denoise, chain, network, header)
 
 
@@ -112,7 +91,8 @@ def draw(
 ) -> Tensor:
     """``n`` images ``(n, C, H, W)`` in [-1, 1] on the CPU, drawn in batches of ``size``; from a diffusion model with
     ``steps`` spaced by ``power`` (:func:`diffutils.schedules.subsequence`), and of the classes ``y``, ``(n,)``, if they
-    are given, by guidance of ``weight``; from a denoising diffusion GAN in the steps that it was trained for.
+    are given, by guidance of ``weight``. A latent diffusion model walks in its latents, and decodes what it arrives at;
+    a denoising diffusion GAN walks in the steps that it was trained for.
 
     The first images are the same however many follow, in whole batches. Raises ``ValueError`` for an unknown sampler,
     steps outside 1..T, classes that are not n, and classes for a network without them.
@@ -130,16 +110,16 @@ def draw(
     if recipe["method"] == "ddg":
         one = generator_kernel(network, model.schedule.to(where), recipe["bf16"])
         return walk(lambda rows: one, range(model.schedule.T, -1, -1), shape, generator, size)
+    decode = network.decode if isinstance(network, LatentUNet) else None
 
     def step(rows: slice) -> Kernel:
         denoise, chain = model.denoise, model.schedule
         if y is not None:
             of = y[rows].to(where)
-            denoise = guided(network, chain.to(where), of, weight, recipe["predicts"], True, recipe["bf16"])
+            denoise = guided(network, chain.to(where), of, weight, recipe["predicts"], decode is None, recipe["bf16"])
         return kernel(denoise, chain, sampler, eta)
 
-    shape = n, network.channels, network.size, network.size
-    return walk(step, schedules.subsequence(model.schedule.T, steps, power), shape, generator, size)
+    return walk(step, schedules.subsequence(model.schedule.T, steps, power), shape, generator, size, decode)
 
 
 def walk(
@@ -148,13 +128,16 @@ def walk(
     shape: tuple[int, ...],
     generator: torch.Generator,
     size: int = 250,
+    decode: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Images of ``shape`` ``(n, C, H, W)`` in [-1, 1] on the CPU: from noise through ``times``, in batches of ``size``,
-    on the generator's device. ``step`` gives the kernel for some of the n rows.
+    on the generator's device. ``step`` gives the kernel for some of the n rows; what it leads to is given to
+    ``decode``, if there is one.
     """
     images = []
     for start in range(0, shape[0], size):
         rows = slice(start, min(start + size, shape[0]))
         x_T = torch.randn(rows.stop - start, *shape[1:], generator=generator, device=generator.device)
-        images.append(samplers.sample(step(rows), x_T, times, generator).clamp(-1, 1).cpu())
+        x_0 = samplers.sample(step(rows), x_T, times, generator)
+        images.append((decode(x_0) if decode else x_0).clamp(-1, 1).cpu())
     return torch.cat(images)

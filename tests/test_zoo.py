@@ -35,13 +35,17 @@ def test_every_recipe_builds_its_network_schedule_and_objective():
             assert recipes.schedule(recipe).T == recipe["schedule"]["T"]
         if recipe["method"] != "classifier":
             assert recipes.recipes()[recipe["judge"]]["data"] == recipe["data"]
-        x = -torch.ones(2, network.channels, network.size, network.size)
+        channels = network.channels * (1 + ("autoencoder" in recipe))  # of latents, mean and standard deviation
+        x = -torch.ones(2, channels, network.size, network.size)
         if recipe["method"] == "gan":  # two losses, of an update of its own
             assert network.discriminator(network.sample(2, torch.Generator())).shape == (2,)
             continue
         if recipe["method"] == "ddg":
             t = torch.tensor([1, recipes.schedule(recipe).T])
             assert network.discriminator(generate(network.generator, x, t, torch.Generator()), x, t).shape == (2,)
+            continue
+        if recipe["method"] == "autoencoder":
+            assert network(x, torch.Generator())[0].shape == x.shape
             continue
         loss = recipes.objective(recipe, network, iter([torch.Generator().manual_seed(0)]))
         assert loss(x, torch.tensor([0, 1])).isfinite()
@@ -112,7 +116,7 @@ def test_a_shipped_model_draws_the_quality_that_its_header_states(name):
     n = 360
     y = None if getattr(model.network, "classes", None) is None else torch.arange(n) % 10
     x = zoo.draw(model, n, "ddim", 10, seed=5, y=y)
-    assert x.shape == (n, model.network.channels, model.network.size, model.network.size) and x.abs().max() <= 1
+    assert x.shape == (n, judge.network.channels, judge.network.size, judge.network.size) and x.abs().max() <= 1
     seen = evaluation.features(judge.network, x)
     with torch.no_grad():
         sure, label = judge.network.head(seen).softmax(1).max(1)
