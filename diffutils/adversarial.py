@@ -67,8 +67,9 @@ class Duel(Descent):
     The penalty is lazy: it is added at every ``lazy``-th step, ``lazy`` times as strong, and only then among the losses
     that a call returns. Beside the losses of both players there are, for :class:`Watch`, the share of the
     discriminator's answers that are ``right``, and the :func:`spread` of what is drawn. Both learning rates rise for
-    ``warmup`` steps and stay, or with ``fall`` sink as a half cosine to zero at the end of the budget; Adam has no
-    momentum (:math:`\beta_1 = 0`). With several processes the gradients are averaged over them.
+    ``warmup`` steps and stay, or with ``fall`` sink as a half cosine to zero at the end of the budget; the generator's
+    is ``ratio`` times the discriminator's, ``lr``. Adam has no momentum (:math:`\beta_1 = 0`). With several processes
+    the gradients are averaged over them.
 
     Args:
         network: holds ``generator`` and ``discriminator``, and draws by ``sample(n, noise)``: see
@@ -76,8 +77,9 @@ class Duel(Descent):
         noise: for z.
         gamma: weight of the penalty.
 
-    The others are those of :class:`diffutils.training.Descent`. Raises ``ValueError`` if ``lazy < 1`` or ``gamma < 0``.
-    Source: chapter 7; Goodfellow et al. (2014); Mescheder et al. (2018); lazy: Karras et al. (2020), appendix B.
+    The others are those of :class:`diffutils.training.Descent`. Raises ``ValueError`` if ``lazy < 1``, ``gamma < 0`` or
+    ``ratio <= 0``. Source: chapter 7; Goodfellow et al. (2014); Mescheder et al. (2018); lazy: Karras et al. (2020),
+    appendix B; two rates: Heusel et al. (2017), section 2.
     """
 
     def __init__(
@@ -92,13 +94,16 @@ class Duel(Descent):
         warmup: int = 50,
         bf16: bool = False,
         fall: bool = False,
+        ratio: float = 1.0,
     ):
         if lazy < 1:
             raise ValueError(f"lazy: must be at least 1, got {lazy}")
         if gamma < 0:
             raise ValueError(f"gamma: must not be negative, got {gamma}")
+        if not ratio > 0:
+            raise ValueError(f"ratio: must be positive, got {ratio}")
         super().__init__(network, generator_loss, steps, lr, ema, warmup=warmup, bf16=bf16)
-        self.noise, self.gamma, self.lazy, self.fall = noise, gamma, lazy, fall
+        self.noise, self.gamma, self.lazy, self.fall, self.ratio = noise, gamma, lazy, fall, ratio
         self.optimisers = [
             torch.optim.Adam(part.parameters(), lr, (0.0, 0.99), fused=True)
             for part in (network.discriminator, network.generator)
@@ -136,7 +141,7 @@ class Duel(Descent):
         with autocast(x.device, self.bf16):
             loss = generator_loss(judge(draw()).float())
         losses["generator"] = loss.detach()
-        self._descend(1, loss, rate)
+        self._descend(1, loss, self.ratio * rate)
         network.discriminator.requires_grad_(True)
 
         self.index += 1

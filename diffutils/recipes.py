@@ -221,7 +221,8 @@ class Run(Iterable[Step]):
                 **recipe["game"],
             )
         elif duel:
-            game = {"gamma": recipe["gamma"], "lazy": recipe["lazy"], "fall": recipe.get("fall", False)}
+            game = {"gamma": recipe["gamma"], "lazy": recipe["lazy"]}
+            game |= {"fall": recipe.get("fall", False), "ratio": recipe.get("ratio", 1.0)}
             kind = Duel if recipe["method"] == "gan" else partial(DiffusionDuel, schedule=schedule(recipe))
             self.update = kind(network, noise=noise[0], steps=self.budget, **game, **common)
         else:

@@ -105,7 +105,7 @@ def ddim(name: str = "digits-ddpm", n: int = 360) -> Iterator[Cell]:
         few += [(seed, steps, "dpm-solver", 0.0, 1.0) for steps in (2, 5, 10, 20, 50)]
         few += [(seed, steps, "heun", 0.0, 1.0) for steps in (3, 5, 10, 25)]
         few += [(seed, steps, "ddim", 0.0, power) for power in (0.5, 0.75, 1.5, 2.0, 3.0) for steps in (5, 10, 20)]
-    full = [(seed, 1000, *how, 1.0) for how in (etas[0], etas[3], etas[4], etas[1], etas[2]) for seed in SEEDS]
+    full = [(seed, 1000, *how, 1.0) for seed in SEEDS for how in (etas[0], etas[3], etas[4], etas[1], etas[2])]
     for take in SEEDS:
         yield {"recipe": name, "pair": [50, 1000], "take": take}, partial(_pair, name)
     for seed, steps, sampler, eta, power in few + full:
@@ -177,12 +177,12 @@ def train_points(seed: int, T: int = 4, latent: int = 4, direct: bool = False, s
     with runtime.seeded(seed):
         network = PointDDG(latent=latent, direct=direct) if T else PointGAN(latent=latent)
     noise, ema = runtime.generator(seed), training.average(network, 0.99)
-    settings = {"lr": 2e-3, "ema": ema, "gamma": 0.01}
+    settings = {"lr": 3e-3, "ema": ema, "gamma": 0.01, "fall": True}
     if T:
         update = DiffusionDuel(network, schedules.few_step(T), noise, steps, **settings)
     else:
         update = Duel(network, noise, steps, **settings)
-    for _ in training.fit(update, iter(lambda: (POINTS.sample(256, noise).float(),), None), steps, every=steps):
+    for _ in training.fit(update, iter(lambda: (POINTS.sample(512, noise).float(),), None), steps, every=steps):
         pass
     return ema.module
 

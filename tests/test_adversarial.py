@@ -111,7 +111,7 @@ def test_a_generator_learns_where_the_data_is():
     assert abs(drawn.mean() - 2) < 0.1 and abs(drawn.std() - 0.3) < 0.1
 
 
-@pytest.mark.parametrize(("name", "value"), [("lazy", 0), ("gamma", -1.0)])
+@pytest.mark.parametrize(("name", "value"), [("lazy", 0), ("gamma", -1.0), ("ratio", 0.0)])
 def test_settings_that_make_no_sense_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name}: .*got {value}"):
         Duel(small(), seeded(), 10, **{name: value})

@@ -247,14 +247,15 @@ def test_a_direct_generator_steps_once_at_a_time_and_adds_nothing():
     assert deal.draw().shape == (6, 2) and deal.judge(deal.real).shape == (6,)
 
 
-def test_the_learning_rates_may_fall_as_a_half_cosine():
+def test_the_learning_rates_may_fall_as_a_half_cosine_and_the_generators_be_lower():
     network, rates = points(), []
-    update = DiffusionDuel(network, few_step(2), seeded(), 8, 1e-2, warmup=2, fall=True)
+    update = DiffusionDuel(network, few_step(2), seeded(), 8, 1e-2, warmup=2, fall=True, ratio=0.25)
     for _ in range(9):
         update((randn(4, 2),))
         rates.append([optimiser.param_groups[0]["lr"] for optimiser in update.optimisers])
     expected = [1e-2 * min((i + 1) / 2, 0.5 + 0.5 * math.cos(math.pi * i / 8)) for i in range(8)] + [0.0]
-    assert max(abs(rate - right) for pair, right in zip(rates, expected, strict=True) for rate in pair) < 1e-9
+    assert max(abs(rate[0] - right) for rate, right in zip(rates, expected, strict=True)) < 1e-9
+    assert max(abs(rate[1] - 0.25 * right) for rate, right in zip(rates, expected, strict=True)) < 1e-9
 
 
 def test_the_spread_is_a_ratio_and_the_least_over_t():
