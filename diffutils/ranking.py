@@ -60,27 +60,26 @@ def quantile(dof: float, level: float = 0.95) -> float:
 def estimate(values: Sequence[Sequence[float]], errors: Sequence[Sequence[float]] | None = None) -> Estimate:
     r"""The mean of ``values[training][draw]``, and its standard error.
 
-    Of K >= 2 trainings the means :math:`m_k` of their draws are the units: what a new training would change is in
-    their spread, and so is what a new draw would. Of a single training the draws are. With ``errors`` e, those of each
-    value that come from the choice of the images (:func:`diffutils.metrics.half_sample_error`), the error is never less
-    than theirs, by the spread's chance:
+    Of K >= 2 trainings the means :math:`m_k` of their draws are the units: whatever a new training and new draws would
+    change is in their spread, :math:`\text{error}^2 = \sum_k (m_k - \bar m)^2 / K (K - 1)`, with K - 1 degrees of
+    freedom. Of a single training the draws are the units. They differ by their images only, so what the error of each
+    value says of that, ``errors`` e (:func:`diffutils.metrics.half_sample_error`), counts instead of their spread:
+    :math:`\overline{e^2} / n` for n draws, with 39 n degrees of freedom, e being from 40 half samples.
 
-    .. math:: \text{error}^2 = \max\Bigl(\frac{1}{K (K - 1)} \sum_k (m_k - \bar m)^2,\ \frac{\overline{e^2}}{n}\Bigr)
-
-    with n values in all, and K - 1 degrees of freedom; of a single value it is e, with 39, from 40 half samples.
     Raises ``ValueError`` if there is no value. Source: chapter 13.
     """
     if not values or not all(values):
         raise ValueError(f"values: needs at least one value of each training, got {values}")
-    kind = "trainings" if len(values) > 1 else "draws"
-    units = torch.tensor([sum(of) / len(of) for of in values] if len(values) > 1 else values[0], dtype=torch.float64)
-    K, n = len(units), sum(map(len, values))
-    least = None if errors is None else sum(e * e for of in errors for e in of) / n**2
-    if K > 1:
-        error, dof = math.sqrt(max((units.var() / K).item(), least or 0.0)), K - 1
+    several = len(values) > 1
+    units = torch.tensor([sum(of) / len(of) for of in values] if several else values[0], dtype=torch.float64)
+    n = len(units)
+    if errors is not None and not several:
+        variance, dof = sum(e * e for e in errors[0]) / n**2, 39 * n
     else:
-        error, dof = (math.nan, 1) if least is None else (math.sqrt(least), 39)
-    return Estimate(units.mean().item(), error, dof, tuple(units.tolist()), kind)
+        variance, dof = (units.var().item() / n, n - 1) if n > 1 else (math.nan, 1)
+    return Estimate(
+        units.mean().item(), math.sqrt(variance), dof, tuple(units.tolist()), "trainings" if several else "draws"
+    )
 
 
 def counted(value: float) -> Estimate:
@@ -237,26 +236,32 @@ def changes(found: dict[str, Any], stored: dict[str, Any], level: float = 0.95) 
 
 
 def text(results: dict[str, Any], judge: str | None = None) -> str:
-    """The :func:`table` as lines of text, with its floor."""
-    columns = {"frechet": 2, "precision": 2, "recall": 2, "coverage": 2, "uneven": 2, "bits/dim": 2}
-    cost = ("calls", "seconds, batch of 1", "seconds, batch of 64", "MiB, batch of 64", "training seconds")
-    found, judge = table(results, judge), judge or results["judges"][-1]
-    floor = results["floor"][judge]
+    """The :func:`table` as lines of text, with its floor: the scores, then what the models cost."""
+    found, floor = table(results, judge), results["floor"][judge or results["judges"][-1]]
     width = 2 + max(map(len, [*found, "real images"]))
-    heads = ["calls", "s (1)", "s (64)", "MiB", "train s"]
-    lines = [" " * width + "".join(f"{c:>13}" for c in columns) + "".join(f"{h:>10}" for h in heads)]
-    cells = "".join(f"{floor[c]:7.2f}      " if c in floor else " " * 13 for c in columns)
-    lines.append(f"{'real images':{width}}{cells}")
+    scores = "frechet", "precision", "recall", "coverage", "uneven"
+    lines = [" " * width + "".join(f"{score:>14}" for score in scores)]
+    lines.append(f"{'real images':{width}}" + "".join(f"{floor[s]:8.2f}      " if s in floor else "" for s in scores))
     for name, of in found.items():
-        cells = ""
-        for column, digits in columns.items():
-            one = of.get(column)
-            cells += _cell(one, digits) if one else f"{'-':>7}      "
-        cells += "".join(f"{of[c].mean:10.4g}" if c in of else f"{'-':>10}" for c in cost)
-        lines.append(f"{name:{width}}{cells}")
-    return "\n".join(lines)
+        lines.append(f"{name:{width}}" + "".join(_cell(of[score]) for score in scores))
+    costs = {
+        "calls": "calls",
+        "s, alone": "seconds, batch of 1",
+        "s, of 64": "seconds, batch of 64",
+        "MiB": "MiB, batch of 64",
+        "k weights": "parameters",
+        "training s": "training seconds",
+        "bits/dim": "bits/dim",
+    }
+    lines += ["", " " * width + "".join(f"{head:>10}" for head in costs)]
+    for name, of in found.items():
+        at = {column: of[column].mean for column in costs.values() if column in of}
+        at |= {"parameters": at["parameters"] / 1000} if "parameters" in at else {}
+        cells = (f"{at[column]:10.4g}" if column in at else f"{'-':>10}" for column in costs.values())
+        lines.append(f"{name:{width}}" + "".join(cells))
+    return "\n".join(line.rstrip() for line in lines)
 
 
-def _cell(one: Estimate, digits: int) -> str:
-    half = "" if math.isnan(one.half) else f" ±{one.half:.{digits}f}"
-    return f"{one.mean:7.{digits}f}{half}".ljust(13)
+def _cell(one: Estimate) -> str:
+    half = "" if math.isnan(one.half) else f" ±{one.half:.2f}"
+    return f"{one.mean:8.2f}{half}".ljust(14)

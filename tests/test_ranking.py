@@ -33,13 +33,13 @@ def test_of_several_trainings_their_means_are_the_units():
     assert alone.units == (1.0, 3.0) and alone.kind == "draws" and alone.error == 1.0
 
 
-def test_errors_of_the_images_are_the_least_that_an_error_is():
-    """Three trainings that agree by chance are no better known than their images allow."""
-    close, errors = [[1.0], [1.0], [1.0001]], [[0.3], [0.3], [0.3]]
-    assert estimate(close, errors).error == pytest.approx(0.3 / math.sqrt(3))
+def test_of_a_single_training_the_errors_of_the_images_count():
+    errors = [[0.3], [0.3], [0.3]]
     assert estimate([[0.0], [1.0], [2.0]], errors).error == pytest.approx(1 / math.sqrt(3))
     once = estimate([[2.0]], [[0.3]])
     assert once.error == 0.3 and once.half == pytest.approx(stats.t.ppf(0.975, 39) * 0.3, abs=1e-5)
+    twice = estimate([[2.0, 9.0]], [[0.3, 0.4]])
+    assert twice.error == pytest.approx(0.5 / 2) and twice.dof == 78 and twice.kind == "draws"
     assert math.isnan(estimate([[2.0]]).half)
     with pytest.raises(ValueError, match="values: needs at least one value of each training"):
         estimate([[1.0], []])
@@ -116,7 +116,7 @@ def results(**draws) -> dict:
         rows.append({"kind": "cost", "name": name, "recipe": recipe, "calls": 4, "parameters in use": 7})
         rows[-1] |= {"seconds, batch of 1": [1.0, 2.0], "MiB, batch of 64": 0.5}
         for training in {key[0] for key in values}:
-            rows.append({"kind": "training", "recipe": recipe, "training": training, "parameters": 9})
+            rows.append({"kind": "training", "recipe": recipe, "training": training, "parameters": 9000})
             rows[-1] |= {"training seconds": 60.0 + training, "bits/dim": 2.0 if name == "vae" else None}
         for (training, draw), value in values.items():
             of = {score: [value if score == "frechet" else 0.5, 0.1] for score in ranking.SCORES}
@@ -134,14 +134,16 @@ def test_a_table_has_every_model_that_a_judge_has_seen():
     assert list(table) == ["vae", "ldm"] and list(ranking.table(file, "small")) == ["vae"]
     vae, ldm = table["vae"], table["ldm"]
     assert vae["frechet"].units == (2.0, 4.0) and vae["frechet"].mean == 3 and ldm["frechet"].error == 0.1
-    assert vae["calls"].mean == 4 and vae["parameters"].mean == 9 and vae["seconds, batch of 1"].mean == 1.5
+    assert vae["calls"].mean == 4 and vae["parameters"].mean == 9000 and vae["seconds, batch of 1"].mean == 1.5
     assert vae["bits/dim"].mean == 2 and "bits/dim" not in ldm and vae["training seconds"].mean == 60.5
     assert vae["covered"].mean == 3 and vae["uneven"].mean == 0
     with pytest.raises(ValueError, match="judge: must be one of small, large, got 'other'"):
         ranking.table(file, "other")
     text = ranking.text(file).splitlines()
-    assert len(text) == 4 and text[1].startswith("real images") and "0.30" in text[1] and "nan" not in "".join(text)
+    assert len(text) == 8 and text[1].startswith("real images") and "0.30" in text[1] and "nan" not in "".join(text)
     assert text[2].split()[:3] == ["vae", "3.00", "±12.71"] and text[3].split()[1] == "7.00"
+    assert text[6].split() == ["vae", "4", "1.5", "0.1", "0.5", "9", "60.5", "2"] and text[7].split()[-1] == "-"
+    assert max(map(len, text)) < 90
 
 
 def test_a_repetition_may_differ_by_what_another_training_would():
@@ -152,4 +154,4 @@ def test_a_repetition_may_differ_by_what_another_training_would():
     vae, gan = found["large", "vae"], found["small", "gan"]
     assert (vae.now, vae.stored) == (5.9, 2.0)
     assert vae.allowed == pytest.approx(stats.t.ppf(0.975, 2) * math.sqrt(1 / 3 + 1), rel=1e-3)
-    assert gan.allowed == pytest.approx(stats.t.ppf(0.975, 1) * math.sqrt(0.5) * math.sqrt(1 / 2 + 1 / 2), rel=1e-3)
+    assert gan.allowed == pytest.approx(stats.t.ppf(0.975, 78) * 0.1 * math.sqrt(1 / 2 + 1 / 2), rel=1e-3)
