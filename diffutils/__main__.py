@@ -250,7 +250,7 @@ def parser() -> argparse.ArgumentParser:
     add(one, "--out", help="the file to write, or to go on with (default: runs/trilemma-DATA.json)")
     add(one, "--retrain", action="store_true", help="train every model from nothing, with three seeds")
     add(one, "--n", type=int, help="images a draw (default: as many as the floor is known at, up to 2000)")
-    add(one, "--draws", type=int, default=3, help="sampling seeds a training")
+    add(one, "--draws", type=int, help="sampling seeds a training (default: 2 on the digits, else 3)")
     add(one, "--device")
     add(one, "--own", default="runs", help="folder of weights that are not shipped, as `train` leaves them")
     add(one, "--steps", type=int, help="with --retrain: train so many steps only, for a rehearsal")

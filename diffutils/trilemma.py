@@ -87,7 +87,7 @@ def run(
     path: str | Path | None = None,
     retrain: bool = False,
     n: int | None = None,
-    draws: int = len(SEEDS),
+    draws: int | None = None,
     device: str | None = None,
     own: str | Path = "runs",
     **changes: Any,
@@ -100,7 +100,7 @@ def run(
         retrain: train every model from nothing, with the seeds 0, 1 and 2, in a folder beside the file that is called
             as it is. Else the shipped weights are measured, one training a model.
         n: images a draw; by default as many as the judges know their floor at, up to 2000.
-        draws: sampling seeds a training. On the digits the walk of 1000 steps is drawn once a training.
+        draws: sampling seeds a training, by default 3, on the digits 2, whose walk of 1000 steps is drawn once.
         device: by default a GPU if there is one.
         own: where weights that are not shipped may lie, as ``train`` leaves them: ``RECIPE/weights.safetensors``.
         changes: entries of all recipes to train otherwise, for a rehearsal (``steps=10``).
@@ -114,6 +114,7 @@ def run(
         raise ValueError(f"changes: {', '.join(changes)} can be changed only with retrain")
     if name not in JUDGES:
         raise ValueError(f"data: must be one of {', '.join(JUDGES)}, got {name!r}")
+    draws = draws or (2 if name == "digits" else 3)
     judges = {judge: evaluation.judge(judge) for judge in JUDGES[name]}
     if n is None:
         n = max(k for k in map(int, judges[JUDGES[name][0]].header["results"]["floor"]) if k <= 2000)

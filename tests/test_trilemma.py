@@ -63,7 +63,7 @@ def test_a_run_that_is_stopped_ends_as_one_that_is_not(tmp_path, measured):
     table = ranking.table(kept | {"rows": json.loads(whole.read_text())["rows"]})
     assert list(table) == ["VAE", "GAN", "DDIM 2"] and table["VAE"]["frechet"].mean < table["DDIM 2"]["frechet"].mean
     with pytest.raises(ValueError, match=r"whole.json: was measured with draws = 2 \(now 3\). Give another file."):
-        next(trilemma.run("digits", whole))
+        next(trilemma.run("digits", whole, draws=3))
     other = json.loads(parts.read_text())
     other["setting"]["hardware"] = "an abacus"
     parts.write_text(json.dumps(other))
