@@ -140,7 +140,7 @@ def run(
     cells = list(plan.cells())
     kept["missing"], revision = plan.missing, runtime.revision()
     left = [cell for cell in cells if not any(cell.key.items() <= row.items() for row in kept["rows"])]
-    guess = _guesses(name, left)
+    guess = _guesses(name, retrain, left)
     studies.write(path, kept)
     spent = 0.0
     for i, cell in enumerate(left):
@@ -195,10 +195,10 @@ class _Cell(NamedTuple):
     measure: Callable[[], dict[str, Any]]
 
 
-def _guesses(name: str, cells: list[_Cell]) -> list[float]:
+def _guesses(name: str, retrain: bool, cells: list[_Cell]) -> list[float]:
     """Seconds that cells may take: those they took when the shipped file was made, or by their work."""
     try:
-        rows = results(name)["rows"]
+        rows = [row for row in results(name)["rows"] if retrain or row["kind"] != "training"]
     except FileNotFoundError:
         rows = []
     known = [next((row["took"] for row in rows if cell.key.items() <= row.items()), None) for cell in cells]
