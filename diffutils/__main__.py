@@ -1,4 +1,5 @@
-"""The command line, ``python -m diffutils``: train, sample, evaluate, study, bench, race and recipes."""
+"""The command line, ``python -m diffutils``: train, sample, evaluate, study, trilemma, bench, race and
+recipes."""
 
 import argparse
 import json
@@ -10,8 +11,9 @@ from typing import Any
 
 import torch
 
-from . import bench, evaluation, latents, recipes, runtime, studies, zoo
+from . import bench, evaluation, latents, ranking, recipes, runtime, studies, zoo
 from . import race as races
+from . import trilemma as table
 from .training import Step
 
 
@@ -146,6 +148,40 @@ def study(options: argparse.Namespace) -> None:
         print(json.dumps(row), flush=True)
 
 
+def trilemma(options: argparse.Namespace) -> None:
+    """Measure every model of the book on one data set; go on with what an earlier start left."""
+    path = Path(options.out or Path("runs") / f"trilemma-{options.data}.json")
+    how = options.retrain, options.n, options.draws, options.device, options.own
+    changes = {} if options.steps is None else {"steps": options.steps}
+    try:
+        for done in table.run(options.data, path, *how, **changes):
+            now = f"; now {_label(done.next)}" if done.next else ""
+            took = f"{done.row['took']:.1f} s, about {done.left / 60:.1f} min left"
+            print(f"{done.index:4} of {done.total}: {_label(done.row)}: {took}{now}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise
+    found = json.loads(path.read_text("utf-8"))
+    print(ranking.text(found))
+    for recipe, why in found["missing"].items():
+        print(f"not measured: {recipe}: {why}")
+    try:
+        changes = list(ranking.changes(found, table.results(options.data)))
+    except FileNotFoundError:
+        return
+    outside = [one for one in changes if not abs(one.now - one.stored) <= one.allowed]
+    print(
+        f"{len(changes) - len(outside)} of {len(changes)} scores are those of the shipped file, within their intervals"
+    )
+    for one in outside:
+        print(f"    {one.name}, {one.score} by {one.judge}: {one.now:.3f}, not {one.stored:.3f} ± {one.allowed:.3f}")
+
+
+def _label(key: dict[str, Any]) -> str:
+    words = [key["kind"], key.get("name", key["recipe"])]
+    return ", ".join(words + [f"{word} {key[word]}" for word in ("training", "draw") if word in key])
+
+
 def show(options: argparse.Namespace) -> None:
     """List the recipes, and which have weights."""
     for name, recipe in recipes.recipes().items():
@@ -208,6 +244,16 @@ def parser() -> argparse.ArgumentParser:
     one = command("study", study)
     add(one, "name", help=", ".join(studies.STUDIES))
     add(one, "--out", help="the file to write, or to go on with (default: runs/NAME.json)")
+
+    one = command("trilemma", trilemma)
+    add(one, "--data", default="digits", help="digits, mnist or cifar10")
+    add(one, "--out", help="the file to write, or to go on with (default: runs/trilemma-DATA.json)")
+    add(one, "--retrain", action="store_true", help="train every model from nothing, with three seeds")
+    add(one, "--n", type=int, help="images a draw (default: as many as the floor is known at, up to 2000)")
+    add(one, "--draws", type=int, help="sampling seeds a training (default: 2 on the digits, else 3)")
+    add(one, "--device")
+    add(one, "--own", default="runs", help="folder of weights that are not shipped, as `train` leaves them")
+    add(one, "--steps", type=int, help="with --retrain: train so many steps only, for a rehearsal")
 
     one = command("race", race)
     add(one, "names", nargs="+", help="recipes, diffusers, denoising-diffusion-pytorch")

@@ -157,6 +157,8 @@ class Run(Iterable[Step]):
         every: yield after so many steps.
         checkpoint: seconds from one checkpoint to the next.
         progress: show a bar; by default in a terminal.
+        autoencoder: of a model of latents, the autoencoder's weights file; by default what is shipped of that which the
+            recipe names.
 
     Iterating raises what :func:`diffutils.training.fit` raises, and ``OSError`` if nothing can be written in
     ``folder``.
@@ -175,6 +177,7 @@ class Run(Iterable[Step]):
         every: int = 1,
         checkpoint: float = 60,
         progress: bool | None = None,
+        autoencoder: Path | str | None = None,
     ):
         rank, world = runtime.place()
         where = runtime.device(device)
@@ -185,7 +188,7 @@ class Run(Iterable[Step]):
         x, y = (tensor.to(where) for tensor in _images(recipe["data"]))
         self.stage = None
         if "autoencoder" in recipe:
-            trained, header = weights(recipe["autoencoder"])
+            trained, header = weights(autoencoder or recipe["autoencoder"])
             self.stage = header["recipe"]
             network = build(recipe, self.stage).to(where)
             network.autoencoder.load_state_dict(trained.state_dict())

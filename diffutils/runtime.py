@@ -5,6 +5,7 @@ import importlib.util
 import os
 import platform
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -201,6 +202,22 @@ def setting(device: torch.device, *packages: str) -> dict[str, Any]:
         "versions": {name: metadata.version(name) for name in ("diffutils", "torch", *sorted(installed))},
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
+
+
+def revision(file: str | Path = __file__) -> str | None:
+    """The commit of the git repository that ``file`` is part of, by default that of this module, with ``+`` if its
+    files have been changed since; ``None`` if it is part of none, or there is no git.
+    """
+    git = ["git", "-C", str(Path(file).parent)]
+    asked = (["ls-files", "--error-unmatch", str(file)], ["rev-parse", "--short=12", "HEAD"])
+    try:
+        _, commit, changed = (
+            subprocess.run([*git, *words], capture_output=True, check=True, text=True).stdout.strip()
+            for words in (*asked, ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + "+" * bool(changed)
 
 
 def stamp() -> str:

@@ -243,11 +243,16 @@ def run(name: str, path: str | Path) -> Iterator[dict[str, Any]]:
             continue
         row = settings | measure()
         kept["rows"].append(row)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        part.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
-        part.replace(path)
+        write(path, kept)
         yield row
+
+
+def write(path: Path, kept: dict[str, Any]) -> None:
+    """Write a results file, which is whole at every moment. Raises ``OSError`` if that cannot be done."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
+    part.replace(path)
 
 
 def results(name: str) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Device, seeding and the stamp."""
 
+import shutil
+import subprocess
 from importlib import metadata
 
 import pytest
@@ -34,3 +36,24 @@ def test_autocast_multiplies_matrices_in_bfloat16_only_when_enabled():
 def test_stamp_names_versions_and_threads():
     stamp = runtime.stamp()
     assert f"torch {metadata.version('torch')}" in stamp and f"{torch.get_num_threads()} threads" in stamp
+
+
+def test_the_revision_is_the_commit_and_whether_anything_was_changed(tmp_path):
+    if not shutil.which("git"):
+        pytest.skip("git is not installed here")
+    file, who = tmp_path / "a.py", ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    file.write_text("1")
+    assert runtime.revision(file) is None
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(tmp_path), *words], capture_output=True, check=True, text=True).stdout
+
+    git("init")
+    assert runtime.revision(file) is None
+    git("add", "a.py")
+    git(*who, "commit", "-m", "a")
+    commit = git("rev-parse", "HEAD")[:12]
+    (tmp_path / "new.py").write_text("2")
+    assert runtime.revision(file) == commit and runtime.revision(tmp_path / "new.py") is None
+    file.write_text("3")
+    assert runtime.revision(file) == commit + "+"
