@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from . import bench, evaluation, latents, recipes, runtime, studies, zoo
+from . import adherence, bench, evaluation, latents, recipes, runtime, studies, zoo
 from . import race as races
 from .training import Step
 
@@ -78,7 +78,8 @@ def sample(options: argparse.Namespace) -> None:
     longest = model.schedule.T if model.denoise else 1  # what is no diffusion model draws in its own way
     steps = min(options.steps or (longest if options.sampler.startswith("ddpm") else 50), longest)
     how = options.sampler, steps, options.eta, options.seed
-    images = zoo.draw(model, options.n, *how, power=options.power)
+    prompts = None if options.prompt is None else [options.prompt] * options.n
+    images = zoo.draw(model, options.n, *how, power=options.power, prompts=prompts, weight=options.weight)
     save_image((images + 1) / 2, options.out, nrow=max(1, round(options.n**0.5)))
     print(f"{options.n} images: {options.out}")
 
@@ -97,9 +98,13 @@ def evaluate(options: argparse.Namespace) -> None:
         else:
             model = zoo.load(name, options.device)
             seeds = range(options.seed, options.seed + options.repeats)
-            how = options.n, options.sampler, options.steps, options.eta
-            weights, power = options.inception, options.power
-            found = {"evaluations": [evaluation.evaluate(model, *how, seed, weights, power) for seed in seeds]}
+            if "captions" in header["recipe"]:
+                both = [(pairs, seed) for pairs in ("seen", "unseen") for seed in seeds]
+                found = {"adherence": [adherence.adherence(model, pairs=pairs, seed=seed) for pairs, seed in both]}
+            else:
+                how = options.n, options.sampler, options.steps, options.eta
+                weights, power = options.inception, options.power
+                found = {"evaluations": [evaluation.evaluate(model, *how, seed, weights, power) for seed in seeds]}
             if options.record:
                 evaluation.record(name, found, options.record)
         results.append({"recipe": header["recipe"]["name"], "trained": header["trained"]} | found)
@@ -193,6 +198,8 @@ def parser() -> argparse.ArgumentParser:
         add(one, "--seed", type=int, default=0)
         add(one, "--device")
         if name == "sample":
+            add(one, "--prompt", help='what to draw, such as "a large red seven at the top left"')
+            add(one, "--weight", type=float, default=3.0, help="of guidance by the prompt; 1 takes it as it is")
             add(one, "--out", default="grid.png")
         else:
             add(one, "--repeats", type=int, default=1, help="measure with so many seeds")
