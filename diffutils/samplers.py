@@ -289,10 +289,11 @@ def inpaint(kernel: Kernel, x_0: Tensor, keep: Tensor, schedule: Schedule, again
         return torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype, device=x_0.device)
 
     def step(x_t: Tensor, t: int, s: int, generator: Generator | None) -> Tensor:
+        x_s = x_t
         for turn in range(again):
             if turn:  # back up: x_t = sqrt(alpha_{t|s}) x_s + sqrt(1 - alpha_{t|s}) eps
-                kept_share = (schedule.alpha_bar[t] / schedule.alpha_bar[s]).item()
-                x_t = kept_share**0.5 * x_s + (1 - kept_share) ** 0.5 * noise(generator)
+                share = (schedule.alpha_bar[t] / schedule.alpha_bar[s]).item()
+                x_t = share**0.5 * x_s + (1 - share) ** 0.5 * noise(generator)
             x_s = kernel(x_t, t, s, generator)
             x_s = torch.where(keep, q_sample(x_0, s, noise(generator), schedule) if s else x_0, x_s)
         return x_s

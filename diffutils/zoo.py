@@ -92,9 +92,9 @@ def draw(
     prompts: Sequence[str] | None = None,
 ) -> Tensor:
     """``n`` images ``(n, C, H, W)`` in [-1, 1] on the CPU, drawn in batches of ``size``; from a diffusion model with
-    ``steps`` spaced by ``power`` (:func:`diffutils.schedules.subsequence`), and of the classes ``y``, ``(n,)``, or after
-    ``n`` prompts, if they are given, by guidance of ``weight``. A latent diffusion model walks in its latents, and decodes what it arrives at;
-    a denoising diffusion GAN walks in the steps that it was trained for.
+    ``steps`` spaced by ``power`` (:func:`diffutils.schedules.subsequence`), and of the classes ``y``, ``(n,)``, or
+    after ``n`` prompts, if they are given, by guidance of ``weight``. A latent diffusion model walks in its latents,
+    and decodes what it arrives at; a denoising diffusion GAN walks in the steps that it was trained for.
 
     The first images are the same however many follow, in whole batches. Raises ``ValueError`` for an unknown sampler,
     steps outside 1..T, classes or prompts that are not n, and classes or prompts for a network that takes none.
@@ -152,9 +152,10 @@ def redraw(
     again: int = 1,
 ) -> Tensor:
     """Images ``(n, C, H, W)`` in [-1, 1] made of the images ``x``, ``(n, C, H, W)``, by a latent model of text: of as
-    much noise as ``strength`` says (:func:`diffutils.samplers.image_to_image`), and what is to be kept of them (True in
-    ``keep``, which broadcasts to ``(n, 1, H, W)``) put back at every step (:func:`diffutils.samplers.inpaint`), a number
-    of a latent where all of its pixels are to be kept, and at the end every pixel.
+    much noise as ``strength`` says (:func:`diffutils.samplers.image_to_image`), and with what is to be kept of them
+    (True in ``keep``, which broadcasts to ``(n, 1, H, W)``) put back at every step
+    (:func:`diffutils.samplers.inpaint`): a number of a latent where all of its pixels are to be kept, and at the end
+    every pixel.
 
     The rest is as for :func:`draw`. Raises ``ValueError`` as these do.
     """

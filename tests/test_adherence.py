@@ -28,7 +28,8 @@ def test_everything_found_is_right_and_chance_is_what_shuffling_gives():
 def test_each_attribute_is_scored_by_itself_and_only_where_it_was_asked_for():
     _, words = asked()
     for name in captions.WORDS:
-        wrong = words | {name: (words[name] + 1).where(words[name] >= 0, 0)}  # and something where nothing was asked
+        other = (words[name] + 1) % len(captions.WORDS[name])
+        wrong = words | {name: other.where(words[name] >= 0, 0)}  # and something where nothing was asked
         found = scores(words, wrong)
         assert (
             found[name]["right"] == 0 and found["all"]["right"] <= 1 - (words[name] >= 0).any(1).double().mean() + 1e-4
@@ -63,7 +64,7 @@ def test_seen_pairs_and_unseen_ones_are_asked_for_in_turn():
 
 def test_adherence_is_that_of_what_is_drawn_for_the_prompts(monkeypatch):
     """With a model that draws the real canvases for the prompts that describe them, it is theirs."""
-    x, words = asked(n=30)
+    x, words = asked(n=100)
     network = torch.nn.Module()
     model = zoo.Model(None, None, network, {"recipe": RECIPE})
     heard = []
@@ -73,7 +74,7 @@ def test_adherence_is_that_of_what_is_drawn_for_the_prompts(monkeypatch):
         return x
 
     monkeypatch.setattr(zoo, "draw", draw)
-    found = adherence.adherence(model, 30, "seen", 2.0, "ddim", 5, 7)
+    found = adherence.adherence(model, 100, "seen", 2.0, "ddim", 5, 7)
     assert heard == captions.sentences(words)
     settings = {"pairs": "seen", "weight": 2.0, "sampler": "ddim", "steps": 5, "seed": 7}
     assert found == settings | adherence.compare(RECIPE, x, "seen")
