@@ -99,8 +99,9 @@ def evaluate(options: argparse.Namespace) -> None:
             model = zoo.load(name, options.device)
             seeds = range(options.seed, options.seed + options.repeats)
             if "captions" in header["recipe"]:
-                both = [(pairs, seed) for pairs in ("seen", "unseen") for seed in seeds]
-                found = {"adherence": [adherence.adherence(model, pairs=pairs, seed=seed) for pairs, seed in both]}
+                n, how = options.n or 200, (options.weight, options.sampler, options.steps)
+                both = [(n, pairs, *how, seed) for pairs in ("seen", "unseen") for seed in seeds]
+                found = {"adherence": [adherence.adherence(model, *one) for one in both]}
             else:
                 how = options.n, options.sampler, options.steps, options.eta
                 weights, power = options.inception, options.power
@@ -195,11 +196,11 @@ def parser() -> argparse.ArgumentParser:
         add(one, "--eta", type=float, default=0.0, help="DDIM: 0 draws no noise, 1 is DDPM")
         add(one, "--power", type=float, default=1.0, help="spacing of the steps: 1 even, 2 quadratic")
         add(one, "--n", type=int, default=64 if name == "sample" else None)
+        add(one, "--weight", type=float, default=3.0, help="of guidance by a prompt; 1 takes it as it is")
         add(one, "--seed", type=int, default=0)
         add(one, "--device")
         if name == "sample":
             add(one, "--prompt", help='what to draw, such as "a large red seven at the top left"')
-            add(one, "--weight", type=float, default=3.0, help="of guidance by the prompt; 1 takes it as it is")
             add(one, "--out", default="grid.png")
         else:
             add(one, "--repeats", type=int, default=1, help="measure with so many seeds")

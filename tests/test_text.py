@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from diffutils import canvas, captions, recipes, runtime, samplers, schedules, zoo
+from diffutils import adherence, canvas, captions, recipes, runtime, samplers, schedules, zoo
+from diffutils.__main__ import main
 from diffutils.captions import LENGTH, VOCABULARY, WORDS, said, sentences, tokens
 from diffutils.networks.text import Block, TextEncoder
 from diffutils.networks.unet import CrossAttention, UNet
@@ -286,3 +287,28 @@ def test_what_a_text_model_minimises_hears_one_caption_or_none():
     told = recipe | {"drop": 0.0}
     assert not torch.equal(loss(told, y), loss(told, torch.zeros_like(y)))
     assert torch.equal(loss(told, y), loss(told, y.flip(1)))
+
+
+def command(monkeypatch, capsys, *arguments: object) -> tuple[int, str]:
+    """`python -m diffutils ...` in this process: its exit status and all that it says."""
+    monkeypatch.setattr("sys.argv", ["diffutils", *map(str, arguments)])
+    code, said = main(), capsys.readouterr()
+    return code, said.out + said.err
+
+
+def test_a_prompt_is_drawn_from_the_command_line_and_a_wrong_one_explained(trained, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "seven.png"
+    how = "sample", trained, "--n", 2, "--steps", 2, "--out", file, "--device", "cpu", "--prompt"
+    assert command(monkeypatch, capsys, *how, "a red seven")[0] == 0 and file.stat().st_size > 500
+    code, said = command(monkeypatch, capsys, *how, "a red sevn")
+    assert code == 1 and "'sevn' (did you mean 'seven'?)" in said and said.count("\n") == 1
+
+
+def test_a_text_model_is_evaluated_by_its_adherence(trained, tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(adherence, "adherence", lambda model, *how: asked.append(how) or {"digit": {"right": 0.5}})
+    kept = tmp_path / "kept.safetensors"
+    settings = "--n", 7, "--sampler", "heun", "--steps", 3, "--weight", 2, "--repeats", 2, "--record", kept
+    assert command(monkeypatch, capsys, "evaluate", trained, *settings)[0] == 0
+    assert asked == [(7, pairs, 2.0, "heun", 3, seed) for pairs in ("seen", "unseen") for seed in (0, 1)]
+    assert zoo.weights(kept)[1]["results"] == {"adherence": [{"digit": {"right": 0.5}}] * 4}
