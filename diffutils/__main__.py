@@ -92,7 +92,9 @@ def evaluate(options: argparse.Namespace) -> None:
         if header["recipe"]["method"] == "classifier":
             found = evaluation.calibrate(name, options.record)
         elif header["recipe"]["method"] == "autoencoder":
-            found = {"reconstruction": latents.reconstruction(zoo.weights(name)[0], header["recipe"])}
+            of_canvases = header["recipe"]["data"].endswith("-seen")
+            measure = adherence.reconstruction if of_canvases else latents.reconstruction
+            found = {"reconstruction": measure(zoo.weights(name)[0], header["recipe"])}
             if options.record:
                 evaluation.record(name, found, options.record)
         else:

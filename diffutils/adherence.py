@@ -11,6 +11,7 @@ from torch import Tensor
 from . import canvas, captions, evaluation, metrics, recipes, zoo
 from .latents import SEEDS, Cell
 from .networks.classifier import Classifier
+from .networks.latent import Autoencoder
 
 HEIGHTS = {"digits-32": 0.75, "mnist": 0.65}
 """How high a digit cut out of a canvas must be for a judge of that data to see the digits that it knows."""
@@ -112,6 +113,16 @@ def compare(recipe: recipes.Recipe, x: Tensor, pairs: str) -> dict[str, Any]:
     _, reference = by(other, (said["digit"] >= 0).sum(1))
     distance = metrics.frechet_distance(features, reference).item()
     return {"n": n, "frechet": round(distance, 4)} | scores(asked, found)
+
+
+@torch.no_grad()
+def reconstruction(network: Autoencoder, recipe: recipes.Recipe, n: int = 500) -> dict[str, Any]:
+    """How an autoencoder of canvases restores n of the test set: ``psnr`` in decibels, and what the judge sees on the
+    reconstructions.
+    """
+    x, _ = real(recipe["data"], "seen", n)
+    decoded = torch.cat([network.decode(network.encode(part)[0]) for part in x.split(100)]).clamp(-1, 1)
+    return {"psnr": round(metrics.psnr(x, decoded).mean().item(), 2)} | compare(recipe, decoded, "seen")
 
 
 WEIGHTS = (0.0, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)

@@ -55,6 +55,27 @@ def test_pictures_of_something_else_are_found_out():
     assert grey["digit"]["right"] < 0.3 and grey["all"]["right"] < 0.02
 
 
+class Perfect(torch.nn.Module):
+    """An autoencoder that loses nothing, or everything but a half of the light."""
+
+    def __init__(self, light: float = 1.0):
+        super().__init__()
+        self.light = light
+
+    def encode(self, x):
+        return x, torch.zeros_like(x)
+
+    def decode(self, z):
+        return self.light * (z + 1) - 1
+
+
+def test_a_perfect_autoencoder_keeps_what_the_judge_sees():
+    x, _ = asked(n=120)
+    perfect, dim = (adherence.reconstruction(Perfect(light), RECIPE, 120) for light in (1.0, 0.5))
+    assert perfect["psnr"] > 100 and perfect | {"psnr": 0} == adherence.compare(RECIPE, x, "seen") | {"psnr": 0}
+    assert dim["psnr"] < 30 and dim["colour"]["right"] == 1  # half the light is the same colour
+
+
 def test_seen_pairs_and_unseen_ones_are_asked_for_in_turn():
     for pairs in "seen", "unseen":
         words = asked(pairs)[1]

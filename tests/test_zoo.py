@@ -36,8 +36,9 @@ def test_every_recipe_builds_its_network_schedule_and_objective():
         if recipe["method"] == "ddpm":
             assert recipes.schedule(recipe).T == recipe["schedule"]["T"]
         if recipe["method"] != "classifier":
-            data = recipe["data"] if "captions" not in recipe else ("digits-32", "mnist")[recipe["data"][0] == "m"]
-            assert recipes.recipes()[recipe["judge"]]["data"] == data.removesuffix("-seen")
+            cut_out = {"canvas-64-seen": "digits-32", "mnist-canvas-64-seen": "mnist"}
+            data = cut_out.get(recipe["data"], recipe["data"])
+            assert recipes.recipes()[recipe["judge"]]["data"] == data
         channels = network.channels * (1 + ("autoencoder" in recipe))  # of latents, mean and standard deviation
         x = -torch.ones(2, channels, network.size, network.size)
         if recipe["method"] == "gan":  # two losses, of an update of its own
