@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from . import bench, evaluation, latents, ranking, recipes, runtime, studies, zoo
+from . import adherence, bench, evaluation, latents, ranking, recipes, runtime, studies, zoo
 from . import race as races
 from . import trilemma as table
 from .training import Step
@@ -80,7 +80,8 @@ def sample(options: argparse.Namespace) -> None:
     longest = model.schedule.T if model.denoise else 1  # what is no diffusion model draws in its own way
     steps = min(options.steps or (longest if options.sampler.startswith("ddpm") else 50), longest)
     how = options.sampler, steps, options.eta, options.seed
-    images = zoo.draw(model, options.n, *how, power=options.power)
+    prompts = None if options.prompt is None else [options.prompt] * options.n
+    images = zoo.draw(model, options.n, *how, power=options.power, prompts=prompts, weight=options.weight)
     save_image((images + 1) / 2, options.out, nrow=max(1, round(options.n**0.5)))
     print(f"{options.n} images: {options.out}")
 
@@ -93,15 +94,22 @@ def evaluate(options: argparse.Namespace) -> None:
         if header["recipe"]["method"] == "classifier":
             found = evaluation.calibrate(name, options.record)
         elif header["recipe"]["method"] == "autoencoder":
-            found = {"reconstruction": latents.reconstruction(zoo.weights(name)[0], header["recipe"])}
+            of_canvases = header["recipe"]["data"].endswith("-seen")
+            measure = adherence.reconstruction if of_canvases else latents.reconstruction
+            found = {"reconstruction": measure(zoo.weights(name)[0], header["recipe"])}
             if options.record:
                 evaluation.record(name, found, options.record)
         else:
             model = zoo.load(name, options.device)
             seeds = range(options.seed, options.seed + options.repeats)
-            how = options.n, options.sampler, options.steps, options.eta
-            weights, power = options.inception, options.power
-            found = {"evaluations": [evaluation.evaluate(model, *how, seed, weights, power) for seed in seeds]}
+            if "captions" in header["recipe"]:
+                n, how = options.n or 200, (options.weight, options.sampler, options.steps)
+                both = [(n, pairs, *how, seed) for pairs in ("seen", "unseen") for seed in seeds]
+                found = {"adherence": [adherence.adherence(model, *one) for one in both]}
+            else:
+                how = options.n, options.sampler, options.steps, options.eta
+                weights, power = options.inception, options.power
+                found = {"evaluations": [evaluation.evaluate(model, *how, seed, weights, power) for seed in seeds]}
             if options.record:
                 evaluation.record(name, found, options.record)
         results.append({"recipe": header["recipe"]["name"], "trained": header["trained"]} | found)
@@ -226,9 +234,11 @@ def parser() -> argparse.ArgumentParser:
         add(one, "--eta", type=float, default=0.0, help="DDIM: 0 draws no noise, 1 is DDPM")
         add(one, "--power", type=float, default=1.0, help="spacing of the steps: 1 even, 2 quadratic")
         add(one, "--n", type=int, default=64 if name == "sample" else None)
+        add(one, "--weight", type=float, default=3.0, help="of guidance by a prompt; 1 takes it as it is")
         add(one, "--seed", type=int, default=0)
         add(one, "--device")
         if name == "sample":
+            add(one, "--prompt", help='what to draw, such as "a large red seven at the top left"')
             add(one, "--out", default="grid.png")
         else:
             add(one, "--repeats", type=int, default=1, help="measure with so many seeds")

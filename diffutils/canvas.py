@@ -5,6 +5,7 @@ at any size with sharp edges. Two digits stand beside or above each other; the f
 """
 
 import functools
+import re
 from typing import NamedTuple
 
 import torch
@@ -148,17 +149,22 @@ def draw(
     generator: Generator | None = None,
     of: Glyphs | None = None,
     batch: int = 250,
+    pairs: str = "all",
 ) -> tuple[Tensor, Attributes]:
     """``n`` canvases ``(n, channels, pixels, pixels)`` in [-1, 1] and what is on them.
 
     ``digits`` is 1 or 2, or ``None`` for either at random; ``channels`` is 3, or 1 for white on grey canvases. Each
     digit's glyph, size, place and colour are random; single digits stand at one of nine places, two beside or above
-    each other, and all of them whole on the canvas. Raises ``ValueError`` for other numbers. Source: chapter 11.
+    each other, and all of them whole on the canvas. ``pairs`` of digit and colour are ``all``, or without those that
+    are :func:`held_out` (``seen``), or those alone (``unseen``). Raises ``ValueError`` for anything else. Source:
+    chapters 11 and 12.
     """
     if digits not in (None, 1, 2):
         raise ValueError(f"digits: must be 1 or 2, or None for either, got {digits}")
     if channels not in (1, 3):
         raise ValueError(f"channels: must be 1 or 3, got {channels}")
+    if pairs not in ("all", "seen", "unseen"):
+        raise ValueError(f"pairs: must be 'all', 'seen' or 'unseen', got {pairs!r}")
     of = of or source()
 
     def rand(*shape: int) -> Tensor:
@@ -190,7 +196,13 @@ def draw(
     low = torch.where(side & second, 0.03, -0.97) + reach[:, :, 0]
     high = torch.where(side & first, -0.03, 0.97) - reach[:, :, 1]
     place = place.minimum(high).maximum(low)
-    colour = randint(len(COLOURS), n, 2) if channels == 3 else torch.full((n, 2), len(COLOURS) - 1)
+    if channels == 1:
+        colour = torch.full((n, 2), len(COLOURS) - 1)
+    elif pairs == "all":
+        colour = randint(len(COLOURS), n, 2)
+    else:  # the one that is held out, or one of the others
+        others = 0 if pairs == "unseen" else 1 + randint(len(COLOURS) - 1, n, 2)
+        colour = (of.digit[rows] + others) % len(COLOURS)
     rows[~two, 1] = -1
 
     x = [
@@ -201,6 +213,14 @@ def draw(
     known = [of.digit[rows].where(there, -1), *(value * there for value in (colour, size))]
     known += [place * there[..., None], of.stroke[rows] * there, of.slant[rows] * there]
     return torch.cat(x)[:, :channels], Attributes(*known)
+
+
+def held_out(digit: Tensor, colour: Tensor) -> Tensor:
+    """Which pairs of a digit and a colour (any shapes alike) are kept from a model that learns from captions: each
+    digit in one of the six colours, the one whose position is the digit modulo 6: zero and six in red, one and seven in
+    green, ... Source: chapter 12.
+    """
+    return colour == digit % len(COLOURS)
 
 
 def measure(x: Tensor, digits: Tensor | int = 1) -> Attributes:
@@ -304,22 +324,40 @@ def crops(x: Tensor, of: Attributes, pixels: int = 32, height: float = 0.8) -> T
     return (cut * 2 - 1).reshape(B, K, 1, pixels, pixels)
 
 
+_CANVASES = "(mnist-canvas-64|canvas-(?:32|64))(-seen|-unseen)?"
+
+
+def described(name: str, train: bool = True, n: int | None = None) -> tuple[Tensor, Attributes]:
+    """The canvases called ``name`` and what is on them: ``canvas-32``, ``canvas-64`` (one or two of the embedded
+    digits, in colour), ``mnist-canvas-64`` (MNIST's), and with ``-seen`` or ``-unseen`` those without the pairs of
+    digit and colour that are :func:`held_out`, and those with them alone.
+
+    There are 6,000 (12,000 that are ``-seen``) and 1,000 to test on, which have other digits, or ``n``; a set is the
+    same at every call. Raises ``ValueError`` for an unknown name, and as :func:`source` does.
+    """
+    found = re.fullmatch(_CANVASES, name)
+    if not found:
+        raise ValueError(f"name: must be canvas-32, canvas-64 or mnist-canvas-64, maybe with -seen, got {name!r}")
+    kind, pairs = found.groups()
+    n = n or (1000 if not train else 12_000 if pairs == "-seen" else 6000)
+    of, generator = source("mnist" if kind[0] == "m" else "digits", train), Generator().manual_seed(int(train))
+    return draw(n, int(kind[-2:]), None, 3, generator, of, pairs=pairs[1:] if pairs else "all")
+
+
 def images(name: str, train: bool = True) -> Images:
     """The image set called ``name``: one of :func:`diffutils.data.images`, or one that is drawn here.
 
     ``digits-16``, ``-32``, ``-64``, ``-128``, ``-256``: the embedded digits, each once, grey and in the middle, sharp
-    at every size. ``canvas-32``, ``canvas-64``: 6,000 coloured canvases with one or two of them (1,000 to test on, with
-    other digits); ``mnist-canvas-64``: the same of MNIST's. Their class is the digit, or the first one. A set is the
+    at every size. Canvases are those of :func:`described`; their class is the digit, or the first one. A set is the
     same at every call. Raises ``ValueError`` for an unknown name.
     """
     kind, _, pixels = name.rpartition("-")
     if kind == "digits" and pixels in ("16", "32", "64", "128", "256"):
         return _digits(int(pixels), train)
-    if name not in ("canvas-32", "canvas-64", "mnist-canvas-64"):
-        return data.images(name, train)
-    of = source("mnist" if kind == "mnist-canvas" else "digits", train)
-    x, attributes = draw(6000 if train else 1000, int(pixels), None, 3, Generator().manual_seed(int(train)), of)
-    return data.tensors(x, attributes.digit[:, 0])
+    if re.fullmatch(_CANVASES, name):
+        x, attributes = described(name, train)
+        return data.tensors(x, attributes.digit[:, 0])
+    return data.images(name, train)
 
 
 def enlarged(x: Tensor, pixels: int) -> Tensor:

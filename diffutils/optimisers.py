@@ -18,10 +18,11 @@ def make(name: str, network: nn.Module) -> list[Optimizer]:
     if name == "adam":
         return [torch.optim.Adam([w for w in network.parameters() if w.requires_grad], fused=True)]
     hidden, rest = [], []
+    tables = {id(module.weight) for module in network.modules() if isinstance(module, nn.Embedding)}
     for name, weight in network.named_parameters():
         if not weight.requires_grad:
             continue
-        outer = name.removeprefix("module.").split(".")[0] in ("enter", "leave", "time", "label", "head")
+        outer = name.removeprefix("module.").split(".")[0] in ("enter", "leave", "time", "head") or id(weight) in tables
         (rest if outer or weight.ndim < 2 else hidden).append(weight)
     adam = torch.optim.Adam(rest, betas=(0.9, 0.99), fused=True)
     return [Muon(hidden), adam] if hidden else [adam]

@@ -185,13 +185,15 @@ def guided(
 
     which is the same for eps and v, since each is x_0 times a number plus x_t times another. ``weight`` w = 0 takes no
     notice of the label, 1 is the conditional model, and above 1 the label counts for more than it should; Ho &
-    Salimans write w - 1. The network must have learned without labels too: label ``network.classes`` stands for none.
-    Labels are ``(B,)``; the rest is as for :func:`denoiser`. It costs one call of twice the batch (of once the batch at
+    Salimans write w - 1. The network must have learned without labels too: label ``network.nothing`` stands for none.
+    Labels are ``(B,)``, those of a network with a text encoder tokens ``(B, L)``, among which the empty prompt is all
+    ``network.nothing``; the rest is as for :func:`denoiser`. It costs one call of twice the batch (of once the batch at
     w = 0 and 1). Source: chapter 8; Ho & Salimans (2021), equation 6.
     """
+    nothing = torch.full_like(y, network.nothing)
     if weight in (0, 1):
-        return denoiser(network, schedule, kind, clip, bf16, y=y if weight else torch.full_like(y, network.classes))
-    both = denoiser(network, schedule, kind, bf16=bf16, y=torch.cat([torch.full_like(y, network.classes), y]))
+        return denoiser(network, schedule, kind, clip, bf16, y=y if weight else nothing)
+    both = denoiser(network, schedule, kind, bf16=bf16, y=torch.cat([nothing, y]))
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
         without, told = both(torch.cat([x_t, x_t]), torch.cat([t, t])).chunk(2)

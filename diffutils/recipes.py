@@ -19,12 +19,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from . import canvas, checkpoints, compression, data, objectives, runtime, schedules, training
+from . import canvas, captions, checkpoints, compression, objectives, runtime, schedules, training
 from .adversarial import DiffusionDuel, Duel, Watch
 from .networks.autoencoder import VAE
 from .networks.classifier import Classifier
 from .networks.discriminator import DDG, GAN
 from .networks.latent import Autoencoder, LatentUNet, PatchDiscriminator, VQAutoencoder
+from .networks.text import TextEncoder
 from .networks.unet import Attention, ResBlock, UNet
 from .schedules import Schedule
 from .training import Step
@@ -67,6 +68,8 @@ def build(recipe: Recipe, stage: Recipe | None = None) -> nn.Module:
     kinds |= {"autoencoder": Autoencoder, "vq": VQAutoencoder}
     settings = dict(recipe["network"])
     with runtime.seeded(recipe["seed"]):
+        if "text" in settings:
+            settings["text"] = TextEncoder(len(captions.VOCABULARY) + 1, captions.LENGTH, **settings["text"])
         if "autoencoder" in recipe:
             settings.pop("name")
             return LatentUNet(build(stage or recipes()[recipe["autoencoder"]]), **settings)
@@ -107,9 +110,10 @@ def schedule(recipe: Recipe) -> Schedule:
 
 
 def objective(recipe: Recipe, network: nn.Module, noise: Iterator[torch.Generator]) -> Callable[..., Tensor]:
-    """What the recipe minimises, as a function of a batch (images, classes).
+    """What the recipe minimises, as a function of a batch (images, classes), or (images, the tokens of several
+    captions of each), of which it takes one at random.
 
-    A network with classes learns without them too: it is told the class of an image with probability 1 - ``drop``.
+    A network with classes or words learns without them too: it is told them with probability 1 - ``drop``.
     With ``loss = "bound"`` a diffusion model's errors are weighted as in the variational bound, divided by the mean
     weight; with ``loss = "bound by chance"`` each step is drawn as often as it should weigh instead.
     """
@@ -118,7 +122,7 @@ def objective(recipe: Recipe, network: nn.Module, noise: Iterator[torch.Generato
     if recipe["method"] == "vae":
         return lambda x, y: objectives.vae_terms(network, x, next(noise), recipe["levels"]).sum() / x.numel()
     chain = schedule(recipe).to(next(network.parameters()).device)
-    kind, classes, weight, chance = recipe["predicts"], recipe["network"].get("classes"), None, None
+    kind, nothing, weight, chance = recipe["predicts"], training.plain(network).nothing, None, None
     if recipe.get("loss") in ("bound", "bound by chance"):
         weight = objectives.bound_weight(schedule(recipe), kind).to(chain.beta.device)
         weight = weight / weight[1:].mean()
@@ -129,10 +133,13 @@ def objective(recipe: Recipe, network: nn.Module, noise: Iterator[torch.Generato
         generator = next(noise)
         if "autoencoder" in recipe:  # mean and standard deviation of the latents, side by side
             x_0 = training.plain(network).draw(*x_0.chunk(2, 1), generator)
-        if classes is None:
+        if nothing is None:
             return objectives.simple_loss(network, x_0, chain, generator, kind, weight, chance)
+        if y.ndim == 3:
+            one = torch.randint(y.shape[1], (len(y),), generator=generator, device=y.device)
+            y = y[torch.arange(len(y), device=y.device), one]
         untold = torch.rand(len(y), generator=generator, device=y.device) < recipe["drop"]
-        y = y.masked_fill(untold, classes)
+        y = y.masked_fill(untold.reshape(-1, *[1] * (y.ndim - 1)), nothing)
         return objectives.simple_loss(network, x_0, chain, generator, kind, weight, chance, y=y)
 
     return loss
@@ -185,7 +192,7 @@ class Run(Iterable[Step]):
             where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(where)
         self.recipe, self.folder, self.device = recipe, Path(folder), where
-        x, y = (tensor.to(where) for tensor in _images(recipe["data"]))
+        x, y = (tensor.to(where) for tensor in _batch(recipe))
         self.stage = None
         if "autoencoder" in recipe:
             trained, header = weights(autoencoder or recipe["autoencoder"])
@@ -281,15 +288,22 @@ class Run(Iterable[Step]):
         checkpoints.write(self.folder / name, checkpoints.half(tensors), header)
 
 
-def _images(name: str) -> data.Images:
-    """The training images; with several processes, the first one fetches them before the others look."""
+def _batch(recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """The training images and their classes, or the tokens of several captions of each; with several processes, the
+    first one fetches them before the others look.
+    """
     rank, world = runtime.place()
     if rank:
         torch.distributed.barrier()
-    images = canvas.images(name)
+    if "captions" in recipe:
+        x, of = canvas.described(recipe["data"])
+        generator = runtime.generator(recipe["seed"])
+        y = captions.variants(of, **recipe["captions"], generator=generator, limits=captions.strokes(recipe["data"]))
+    else:
+        x, y = canvas.images(recipe["data"])
     if world > 1 and not rank:
         torch.distributed.barrier()
-    return images
+    return x, y
 
 
 def _opponents(recipe: Recipe, where: torch.device) -> tuple[nn.Module | None, compression.Distance | None]:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from .process import Denoiser, Drawer, q_posterior
+from .process import Denoiser, Drawer, q_posterior, q_sample
 from .schedules import Schedule
 
 Kernel = Callable[[Tensor, int, int, Generator | None], Tensor]
@@ -238,3 +238,64 @@ def interpolate(x: Tensor, y: Tensor, share: Sequence[float]) -> Tensor:
     theta = cosine.arccos().reshape(-1, *[1] * (x.ndim - 1))
     # sin((1 - c) theta) / sin(theta) x + sin(c theta) / sin(theta) y
     return torch.stack([((1 - c) * theta).sin() / theta.sin() * x + (c * theta).sin() / theta.sin() * y for c in share])
+
+
+def image_to_image(
+    kernel: Kernel,
+    x_0: Tensor,
+    steps: Sequence[int],
+    strength: float,
+    schedule: Schedule,
+    generator: Generator | None = None,
+) -> Tensor:
+    r"""The loop with another start: from the image ``x_0``, ``(B, *D)``, with the noise of step ``strength`` T (or of
+    the last before it among ``steps``) rather than from noise alone.
+
+    .. math:: x_t = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1 - \bar\alpha_t}\, \epsilon, \quad t \le \text{strength} \cdot T,
+        \qquad \text{then } x_t \to \dots \to x_0'.
+
+    If ``x_0`` comes from the data and the kernel is exact, so does the result, at every strength: the smaller, the more
+    it is like ``x_0``. For an ``x_0`` from elsewhere, or another condition, it is a compromise of no known
+    distribution. Raises ``ValueError`` unless ``0 < strength <= 1`` and a step is left, and as :func:`reverse` does.
+    Source: chapter 12; Meng et al. (2022), algorithm 1.
+    """
+    _check_steps(steps)
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength: must lie in (0, 1], got {strength}")
+    left = [t for t in steps if t <= strength * schedule.T]
+    if len(left) < 2:
+        raise ValueError(f"strength: {strength} of T = {schedule.T} is below the first of the steps, {steps[-2]}")
+    eps = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype, device=x_0.device)
+    return sample(kernel, q_sample(x_0, left[0], eps, schedule), left, generator)
+
+
+def inpaint(kernel: Kernel, x_0: Tensor, keep: Tensor, schedule: Schedule, again: int = 1) -> Kernel:
+    r"""The kernel with a part of the image put back after every step: what is to be kept of ``x_0`` (True in ``keep``,
+    which broadcasts to ``(B, *D)``), with the noise of the level that has been reached.
+
+    .. math:: x_s \leftarrow \text{keep} \odot \bigl(\sqrt{\bar\alpha_s}\, x_0 + \sqrt{1 - \bar\alpha_s}\,
+        \epsilon\bigr) + (1 - \text{keep}) \odot x_s .
+
+    It is exact if the two parts are independent, and else no draw from :math:`q(\text{rest} \mid \text{kept})`: the
+    step never sees the kept part itself, only a noisy copy of it. ``again`` takes each step so many times, with the
+    noise of the step added in between, which gives the rest more time to fit. A kernel that remembers its last step
+    (:func:`dpm_solver`) forgets it here. Raises ``ValueError`` if ``again < 1``. Source: chapter 12; Song et al. (2021,
+    SDE), appendix I.2; Lugmayr et al. (2022), algorithm 1.
+    """
+    if again < 1:
+        raise ValueError(f"again: must be at least 1, got {again}")
+
+    def noise(generator: Generator | None) -> Tensor:
+        return torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype, device=x_0.device)
+
+    def step(x_t: Tensor, t: int, s: int, generator: Generator | None) -> Tensor:
+        x_s = x_t
+        for turn in range(again):
+            if turn:  # back up: x_t = sqrt(alpha_{t|s}) x_s + sqrt(1 - alpha_{t|s}) eps
+                share = (schedule.alpha_bar[t] / schedule.alpha_bar[s]).item()
+                x_t = share**0.5 * x_s + (1 - share) ** 0.5 * noise(generator)
+            x_s = kernel(x_t, t, s, generator)
+            x_s = torch.where(keep, q_sample(x_0, s, noise(generator), schedule) if s else x_0, x_s)
+        return x_s
+
+    return step

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import data, evaluation, latents, objectives, recipes, runtime, samplers, schedules, training, zoo
+from . import adherence, data, evaluation, latents, objectives, recipes, runtime, samplers, schedules, training, zoo
 from .adversarial import DiffusionDuel, Duel
 from .metrics import bits_per_dim, mode_coverage
 from .networks.discriminator import PointDDG, PointGAN
@@ -222,6 +222,8 @@ STUDIES: dict[str, Callable[[], Iterator[Cell]]] = {
     "latent-scale": latents.scales,
     "latent-pixel": latents.spaces,
     "rate-distortion": latents.rates,
+    "text": partial(adherence.cells, "canvas-text"),
+    "text-digits": partial(adherence.cells, "digits-text"),
 }
 
 

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from . import runtime, samplers, schedules
+from . import captions, runtime, samplers, schedules
 from .networks.latent import LatentUNet
 from .process import Denoiser, denoiser, drawer, guided
 from .recipes import schedule, weights
@@ -88,20 +89,22 @@ def draw(
     y: Tensor | None = None,
     weight: float = 1.0,
     power: float = 1.0,
+    prompts: Sequence[str] | None = None,
 ) -> Tensor:
     """``n`` images ``(n, C, H, W)`` in [-1, 1] on the CPU, drawn in batches of ``size``; from a diffusion model with
-    ``steps`` spaced by ``power`` (:func:`diffutils.schedules.subsequence`), and of the classes ``y``, ``(n,)``, if they
-    are given, by guidance of ``weight``. A latent diffusion model walks in its latents, and decodes what it arrives at;
-    a denoising diffusion GAN walks in the steps that it was trained for.
+    ``steps`` spaced by ``power`` (:func:`diffutils.schedules.subsequence`), and of the classes ``y``, ``(n,)``, or
+    after ``n`` prompts, if they are given, by guidance of ``weight``. A latent diffusion model walks in its latents,
+    and decodes what it arrives at; a denoising diffusion GAN walks in the steps that it was trained for.
 
     The first images are the same however many follow, in whole batches. Raises ``ValueError`` for an unknown sampler,
-    steps outside 1..T, classes that are not n, and classes for a network without them.
+    steps outside 1..T, classes or prompts that are not n, and classes or prompts for a network that takes none.
     """
     network, recipe = model.network, model.header["recipe"]
     where = next(network.parameters()).device
     generator = runtime.generator(seed, where)
     if y is not None and (len(y) != n or getattr(network, "classes", None) is None):
         raise ValueError(f"y: {recipe['name']} takes {'n labels' if len(y) != n else 'no labels'}, got {len(y)}")
+    y = y if prompts is None else _read(model, prompts, n)
     if model.schedule is None:
         with torch.no_grad():
             return torch.cat([network.sample(min(size, n - i), generator).cpu() for i in range(0, n, size)])
@@ -113,13 +116,61 @@ def draw(
     decode = network.decode if isinstance(network, LatentUNet) else None
 
     def step(rows: slice) -> Kernel:
-        denoise, chain = model.denoise, model.schedule
-        if y is not None:
-            of = y[rows].to(where)
-            denoise = guided(network, chain.to(where), of, weight, recipe["predicts"], decode is None, recipe["bf16"])
-        return kernel(denoise, chain, sampler, eta)
+        denoise = model.denoise if y is None else _told(model, y[rows].to(where), weight)
+        return kernel(denoise, model.schedule, sampler, eta)
 
     return walk(step, schedules.subsequence(model.schedule.T, steps, power), shape, generator, size, decode)
+
+
+def _read(model: Model, prompts: Sequence[str], n: int) -> Tensor:
+    """The tokens of n prompts."""
+    if getattr(model.network, "text", None) is None:
+        raise ValueError(f"prompts: {model.header['recipe']['name']} takes no prompts, got {len(prompts)}")
+    if isinstance(prompts, str) or len(prompts) != n:
+        raise ValueError(f"prompts: needs a list of {n}, one for each image, got {prompts!r}")
+    return captions.tokens(prompts)
+
+
+def _told(model: Model, y: Tensor, weight: float) -> Denoiser:
+    """The denoiser guided by classes or tokens."""
+    recipe = model.header["recipe"]
+    pixels = not isinstance(model.network, LatentUNet)
+    return guided(model.network, model.schedule.to(y.device), y, weight, recipe["predicts"], pixels, recipe["bf16"])
+
+
+def redraw(
+    model: Model,
+    x: Tensor,
+    prompts: Sequence[str],
+    strength: float = 1.0,
+    keep: Tensor | None = None,
+    sampler: str = "ddim",
+    steps: int = 50,
+    eta: float = 0.0,
+    seed: int = 0,
+    weight: float = 1.0,
+    again: int = 1,
+) -> Tensor:
+    """Images ``(n, C, H, W)`` in [-1, 1] made of the images ``x``, ``(n, C, H, W)``, by a latent model of text: of as
+    much noise as ``strength`` says (:func:`diffutils.samplers.image_to_image`), and with what is to be kept of them
+    (True in ``keep``, which broadcasts to ``(n, 1, H, W)``) put back at every step
+    (:func:`diffutils.samplers.inpaint`): a number of a latent where all of its pixels are to be kept, and at the end
+    every pixel.
+
+    The rest is as for :func:`draw`. Raises ``ValueError`` as these do.
+    """
+    network, where = model.network, next(model.network.parameters()).device
+    y, generator = _read(model, prompts, len(x)).to(where), runtime.generator(seed, where)
+    chain, x = model.schedule.to(where), x.to(where)
+    step = kernel(_told(model, y, weight), chain, sampler, eta)
+    x_0 = network.encode(x, generator)
+    if keep is not None:
+        keep = keep.to(where).expand(len(x), 1, *x.shape[2:])
+        latent_keep = F.avg_pool2d(keep.float(), network.autoencoder.factor) == 1
+        step = samplers.inpaint(step, x_0, latent_keep, chain, again)
+    times = schedules.subsequence(chain.T, steps)
+    drawn = network.decode(samplers.image_to_image(step, x_0, times, strength, chain, generator)).clamp(-1, 1)
+    return (drawn if keep is None else torch.where(keep, x, drawn)).cpu()
 
 
 def walk(

@@ -211,7 +211,7 @@ def test_an_unknown_kind_is_refused_by_name(source, target, name):
 class Labelled(nn.Module):
     """Answers with a different linear function of x_t for every label; label 2 stands for none."""
 
-    classes = 2
+    nothing = 2
 
     def forward(self, x_t, t, y=None):
         return x_t * torch.tensor([0.5, -1.0, 0.1], dtype=x_t.dtype)[y][:, None]
@@ -238,7 +238,7 @@ def test_more_guidance_moves_samples_of_a_known_mixture_towards_their_class():
     schedule = cosine(100)
 
     class Exact(nn.Module):
-        classes = 1
+        nothing = 1
 
         def forward(self, x_t, t, y):
             alone = ideal_denoiser(right, schedule)(x_t, t)

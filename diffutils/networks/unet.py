@@ -62,6 +62,42 @@ class Attention(nn.Module):
         return x + self.leave(h.transpose(-1, -2).reshape(B, C, H, W))
 
 
+class CrossAttention(nn.Module):
+    r"""Each pixel of a feature map asks, the words answer, with a residual connection: ``(B, C, H, W)`` and words
+    ``(B, L, context)`` to ``(B, C, H, W)``.
+
+    .. math:: x_i + W_o \sum_{j} \operatorname{softmax}_j\Bigl(\frac{q_i^\top k_j}{\sqrt d}\Bigr)\, v_j, \qquad
+        q_i = W_q\, \text{norm}(x)_i, \quad k_j = W_k h_j, \quad v_j = W_v h_j
+
+    in each of several heads of width d. Source: chapter 12; Rombach et al. (2022), section 3.3.
+    """
+
+    def __init__(self, channels: int, context: int, head_width: int = 32):
+        super().__init__()
+        self.heads = math.gcd(channels, max(1, channels // head_width))
+        self.norm = norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.kv = nn.Linear(context, 2 * channels)
+        self.leave = zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor, words: Tensor) -> Tensor:
+        h = F.scaled_dot_product_attention(*self.asked(x, words))
+        return x + self.leave(h.transpose(-1, -2).reshape(x.shape))
+
+    def asked(self, x: Tensor, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What pixels ask, ``(B, heads, H W, d)``, and what words answer to and with, ``(B, heads, L, d)`` each."""
+        B, C, H, W = x.shape
+        q = self.q(self.norm(x)).reshape(B, self.heads, C // self.heads, H * W).transpose(-1, -2).contiguous()
+        k, v = self.kv(words).reshape(B, -1, 2, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def weights(self, x: Tensor, words: Tensor) -> Tensor:
+        """How much each pixel listens to each word, ``(B, heads, L, H, W)``, summing to 1 over the words."""
+        q, k, _ = self.asked(x, words)
+        weight = (k @ q.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-2)
+        return weight.reshape(*weight.shape[:-1], *x.shape[2:])
+
+
 class UNet(nn.Module):
     """The U-Net of DDPM: down through sizes, each half of the last, and up again, with skip connections.
 
@@ -78,6 +114,8 @@ class UNet(nn.Module):
         patch: work on patches of ``patch x patch`` pixels, each unfolded into channels, and fold them back at the end:
             1 as in the paper, or 2 or 4 for a network 4 or 16 times cheaper of the same width.
         latent: numbers in a latent ``z``, which enters where the time does; 0 for none.
+        text: a :class:`diffutils.networks.text.TextEncoder`, in place of classes: ``y`` is then tokens ``(B, L)``, and
+            wherever there is self-attention pixels ask the words too. ``y=None`` stands for the empty prompt.
 
     Raises:
         ValueError: for a size that is no power of two from 8 to 256 or that cannot be halved so often, or another
@@ -99,12 +137,17 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         patch: int = 1,
         latent: int = 0,
+        text: nn.Module | None = None,
     ):
         super().__init__()
         if size not in (8, 16, 32, 64, 128, 256):
             raise ValueError(f"size: must be a power of two from 8 to 256, got {size}")
         if classes is not None and classes < 1:
             raise ValueError(f"classes: must be at least 1, or None for no labels, got {classes}")
+        if classes is not None and text is not None:
+            raise ValueError(
+                f"classes, text: a network takes labels or words, got {classes} classes and a text encoder"
+            )
         if channels < 1:
             raise ValueError(f"channels: must be at least 1, got {channels}")
         if width < 8 or width % 8:
@@ -121,25 +164,34 @@ class UNet(nn.Module):
         self.time = TimeEmbedding(E)
         self.label = None if classes is None else nn.Embedding(classes + 1, E)
         self.noise = LatentEmbedding(latent, E) if latent else None
+        self.text = text
+        self.nothing = classes if text is None else 0
+        """What stands for no label: one past the last class, or no word."""
         self.enter = nn.Sequential(nn.PixelUnshuffle(patch), nn.Conv2d(channels * patch**2, width, 3, padding=1))
+
+        def stage(c_in: int, c_out: int, attend: bool) -> nn.ModuleList:
+            layers = [ResBlock(c_in, c_out, E, dropout)] + [Attention(c_out)] * attend
+            if attend and text is not None:
+                layers.append(CrossAttention(c_out, text.width))
+            return nn.ModuleList(layers)
 
         c, skips = width, [width]
         self.down = nn.ModuleList()
         for level, multiplier in enumerate(multipliers):
             for _ in range(blocks):
-                self.down.append(self._stage(c, width * multiplier, E, dropout, grid >> level <= attention))
+                self.down.append(stage(c, width * multiplier, grid >> level <= attention))
                 skips.append(c := width * multiplier)
             if level < len(multipliers) - 1:
                 self.down.append(nn.Conv2d(c, c, 3, stride=2, padding=1))
                 skips.append(c)
 
-        self.middle = self._stage(c, c, E, dropout, attend=True)
+        self.middle = stage(c, c, attend=True)
         self.middle_out = ResBlock(c, c, E, dropout)
 
         self.up = nn.ModuleList()
         for level, multiplier in reversed(list(enumerate(multipliers))):
             for _ in range(blocks + 1):
-                self.up.append(self._stage(c + skips.pop(), width * multiplier, E, dropout, grid >> level <= attention))
+                self.up.append(stage(c + skips.pop(), width * multiplier, grid >> level <= attention))
                 c = width * multiplier
             if level > 0:
                 self.up.append(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(c, c, 3, padding=1)))
@@ -147,35 +199,32 @@ class UNet(nn.Module):
         leave = zero(nn.Conv2d(c, channels * patch**2, 3, padding=1))
         self.leave = nn.Sequential(norm(c), nn.SiLU(), leave, nn.PixelShuffle(patch))
 
-    @staticmethod
-    def _stage(c_in: int, c_out: int, embedding: int, dropout: float, attend: bool) -> nn.ModuleList:
-        return nn.ModuleList([ResBlock(c_in, c_out, embedding, dropout)] + [Attention(c_out)] * attend)
-
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, z: Tensor | None = None) -> Tensor:
         if x_t.shape[1:] != (self.channels, self.size, self.size):
             expected = f"(B, {self.channels}, {self.size}, {self.size})"
             raise ValueError(f"x_t: this network takes {expected}, got {tuple(x_t.shape)}")
         h, skips = self.enter(x_t), []
         embedding = self._embed(t, y)
+        words = None if self.text is None else self.text(self._prompt(t, y))
         if (z is None) == bool(self.latent):
             raise ValueError(f"z: this network {f'needs (B, {self.latent})' if self.latent else 'takes none'}")
         if z is not None:
             embedding = embedding + self.noise(z)
         skips.append(h)
         for layer in self.down:
-            h = _apply(layer, h, embedding)
+            h = _apply(layer, h, embedding, words)
             skips.append(h)
-        h = self.middle_out(_apply(self.middle, h, embedding), embedding)
+        h = self.middle_out(_apply(self.middle, h, embedding, words), embedding)
         for layer in self.up:
             if isinstance(layer, nn.ModuleList):
                 h = torch.cat([h, skips.pop()], 1)
-            h = _apply(layer, h, embedding)
+            h = _apply(layer, h, embedding, words)
         return self.leave(h)
 
     def _embed(self, t: Tensor, y: Tensor | None) -> Tensor:
         embedding = self.time(t)
         if self.label is None:
-            if y is not None:
+            if y is not None and self.text is None:
                 raise ValueError("y: this network was built without classes and takes no labels")
             return embedding
         y = torch.full_like(t, self.classes) if y is None else y
@@ -183,10 +232,17 @@ class UNet(nn.Module):
             raise ValueError(f"y: labels must lie in 0..{self.classes} (the last is none), got {y.min()} to {y.max()}")
         return embedding + self.label(y)
 
+    def _prompt(self, t: Tensor, y: Tensor | None) -> Tensor:
+        return t.new_zeros(len(t), self.text.length) if y is None else y
 
-def _apply(layer: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
-    """Only residual blocks see the embedding; attention, and the layers that change the size, do not."""
+
+def _apply(layer: nn.Module, h: Tensor, embedding: Tensor, words: Tensor | None) -> Tensor:
+    """Only residual blocks see the embedding, and cross-attention the words; the layers that change the size see
+    neither.
+    """
     if not isinstance(layer, nn.ModuleList):
         return layer(h)
     h = layer[0](h, embedding)
-    return layer[1](h) if len(layer) > 1 else h
+    for attention in layer[1:]:
+        h = attention(h, words) if isinstance(attention, CrossAttention) else attention(h)
+    return h
