@@ -250,7 +250,7 @@ def text(results: dict[str, Any], judge: str | None = None) -> str:
         "s, of 64": "seconds, batch of 64",
         "MiB": "MiB, batch of 64",
         "k weights": "parameters",
-        "training s": "training seconds",
+        "train s": "training seconds",
         "bits/dim": "bits/dim",
     }
     lines += ["", " " * width + "".join(f"{head:>10}" for head in costs)]

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -296,13 +297,11 @@ class _Plan:
     def _cost(self, one: Entrant, file: Path) -> dict[str, Any]:
         model = zoo.load(file, self.device)
         short = min(one.steps or 1, 3)  # from then on a walk's memory does not grow
-        return cost(
-            lambda n, seed: one.draw(model, n, seed), model.network, lambda n, seed: one.draw(model, n, seed, short)
-        )
+        return cost(partial(one.draw, model), model.network, partial(one.draw, model, steps=short))
 
     def _drawn(self, one: Entrant, file: Path, seed: int) -> dict[str, Any]:
         model = zoo.load(file, self.device)
-        return drawn(lambda n, seed: one.draw(model, n, seed), self.n, seed, JUDGES[self.name])
+        return drawn(partial(one.draw, model), self.n, seed, JUDGES[self.name])
 
 
 def _bits(model: Model) -> float | None:
