@@ -332,12 +332,12 @@ def test_an_interrupted_run_ends_with_the_same_weights_and_draws(tmp_path):
 
 
 @pytest.mark.parametrize("data", ["digits", "mnist"])
-def test_both_players_together_are_of_the_diffusion_models_size(data):
+def test_both_players_together_have_no_more_parameters_than_the_diffusion_model_and_not_far_fewer(data):
     size = {
         name: sum(p.numel() for p in recipes.build(recipes.recipe(f"{data}-{name}")).parameters())
         for name in ("ddpm", "ddg")
     }
-    assert abs(size["ddg"] / size["ddpm"] - 1) < 0.1, size
+    assert 0.8 < size["ddg"] / size["ddpm"] < 1.05, size
 
 
 def test_mode_coverage_counts_what_is_there():
