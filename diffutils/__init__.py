@@ -10,8 +10,8 @@ be modelled), :mod:`~diffutils.canvas` and :mod:`~diffutils.captions` (pictures 
 figures), :mod:`~diffutils.recipes` and :mod:`~diffutils.zoo` (trained networks), :mod:`~diffutils.evaluation`,
 :mod:`~diffutils.latents`, :mod:`~diffutils.adherence` and :mod:`~diffutils.studies` (measured),
 :mod:`~diffutils.ranking`, :mod:`~diffutils.entrants` and :mod:`~diffutils.trilemma` (all of it in one table),
-:mod:`~diffutils.bench` and :mod:`~diffutils.race` (how fast, and how good after equal time). A file imports only from
-files earlier in this list.
+:mod:`~diffutils.bench` and :mod:`~diffutils.race` (how fast, and how good after equal time), :mod:`~diffutils.doctor`
+(what is wrong with a set-up). A file imports only from files earlier in this list.
 """
 
 __version__ = "0.1.0"
