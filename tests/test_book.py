@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from functools import partial
+from functools import cache, partial
 from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
@@ -77,8 +77,14 @@ def site():
     return ROOT / "_build" / "html"
 
 
+@cache
+def parsed(path):
+    """A page of the built site; many links lead to the same few."""
+    return Page(path.read_text(encoding="utf-8"))
+
+
 def read(site, page):
-    return Page((site / page).with_suffix(".html").read_text(encoding="utf-8"))
+    return parsed((site / page).with_suffix(".html").resolve())
 
 
 def test_jupyter_book_is_the_one_that_reads_our_settings():
@@ -107,7 +113,7 @@ def test_links_and_anchors_lead_somewhere(site, page):
         target = (here.parent / unquote(parts.path)).resolve() if parts.path else here
         assert target.exists(), link
         if parts.fragment and target.suffix == ".html":
-            assert unquote(parts.fragment) in Page(target.read_text(encoding="utf-8")).ids, link
+            assert unquote(parts.fragment) in parsed(target).ids, link
 
 
 @every_page
@@ -158,6 +164,7 @@ def test_the_page_for_teachers_lists_the_exercises_of_its_chapters_with_their_cl
     page = (ROOT / "book" / "teaching.md").read_text(encoding="utf-8")
     chapters = re.findall(r"^### Chapter (\d+): ", page, re.MULTILINE)
     assert len(chapters) >= 8
+    tested, exercised = set(), set()
     for chapter in chapters:
         (path,) = (ROOT / "notebooks").glob(f"{int(chapter):02}_*.ipynb")
         cells = nbformat.read(path, as_version=4).cells
@@ -165,9 +172,9 @@ def test_the_page_for_teachers_lists_the_exercises_of_its_chapters_with_their_cl
         exercises = re.findall(r"^```\{exercise\} (.+)\n:label: ex-(\S+)", prose, re.MULTILINE)
         rows = re.findall(rf"^\| \[{chapter}\.\d+\]\(#ex-({chapter}-\d+)\) (.+?) \| (.+?) \|", page, re.MULTILINE)
         assert [(title, label) for label, title, _ in rows] == exercises
-        tested = re.search(r"\*\*Claims tested:\*\* (.+)", prose).group(1).split(", ")
-        named = {claim for _, _, claims in rows for claim in claims.split(", ")}
-        assert set(tested) <= named, f"chapter {chapter}: no exercise on {sorted(set(tested) - named)}"
+        tested |= set(re.search(r"\*\*Claims tested:\*\* (.+)", prose).group(1).split(", "))
+        exercised |= {claim for _, _, claims in rows for claim in claims.split(", ")}
+    assert tested == exercised
 
 
 needs_browser = pytest.mark.skipif(
@@ -182,6 +189,7 @@ class Tab:
     def __init__(self, browser, site):
         self.page, self.site = browser.new_page(viewport={"width": 1400, "height": 900}), site
         self.asked, self.errors = [], []
+        self.page.set_default_timeout(120_000)  # a busy machine takes its time
         self.page.route("**/*", self._route)
         self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
@@ -234,17 +242,20 @@ def test_browser_shows_the_page_without_another_host(tab, site, page):
 @pytest.mark.skipif(AXE is None, reason="the package axe-playwright-python, which brings axe, is not installed")
 @every_page
 def test_accessibility_audit_finds_nothing_serious(tab, page):
-    """axe: contrast in both colour schemes, names, roles, alternatives, keyboard."""
+    """axe: contrast in both colour schemes, names, roles, alternatives, keyboard.
+
+    The mathematics is taken out before: axe has nothing to say to its thousands of elements, and takes its time for it.
+    """
     shown = tab.open(page)
+    shown.evaluate("document.querySelectorAll('mjx-container').forEach(formula => formula.replaceWith('x'))")
     shown.evaluate((Path(AXE.origin).parent / "axe.min.js").read_text(encoding="utf-8"))
     found = []
     for scheme in "light", "dark":
         shown.evaluate("scheme => { document.documentElement.dataset.theme = scheme }", scheme)
-        what = {"exclude": [["mjx-container"]]}
         how = {"resultTypes": ["violations"], "preload": False} | (
             {} if scheme == "light" else {"runOnly": ["color-contrast"]}
         )
-        result = shown.evaluate("([what, how]) => axe.run(what, how)", [what, how])
+        result = shown.evaluate("how => axe.run(how)", how)
         for rule in result["violations"]:
             if rule["impact"] in ("serious", "critical"):
                 places = [f"{node['target']}: {node['html'][:120]}" for node in rule["nodes"][:5]]
