@@ -49,7 +49,7 @@ SCHEMA = {
         "recipe": "with which network",
         "calls": "of the network, one after the other, for an image",
         "parameters in use": "of the parts that are called",
-        "seconds, batch of 1": "up to three times, after one image to warm up",
+        "seconds, batch of 1": "three times, or twice if it takes long, after one image to warm up",
         "MiB, batch of 64": "the most that tensors hold at one time, the parameters in use included",
     },
     "draw": {
