@@ -123,19 +123,15 @@ def _keep(results: Any, out: str | None) -> None:
 
 
 def race(options: argparse.Namespace) -> None:
-    """Train recipes, and other libraries with their defaults, for equal times; measure what they draw."""
+    """Train recipes, and other libraries with their defaults, for equal times; measure what they draw; go on with what
+    an earlier start left.
+    """
     setting = runtime.setting(runtime.device(options.device), *(name.split(",")[0] for name in races.LIBRARIES))
     results: dict[str, Any] = {"setting": setting, "results": []}
-    for result in races.race(
-        options.names,
-        options.minutes,
-        options.n,
-        options.steps,
-        options.eta,
-        options.seeds,
-        options.judge,
-        options.device,
-    ):
+    if options.out and Path(options.out).exists():
+        results = json.loads(Path(options.out).read_text("utf-8"))
+    how = options.minutes, options.n, options.steps, options.eta, options.seeds, options.judge, options.device
+    for result in races.race(options.names, *how, done=tuple(results["results"])):
         results["results"].append(result)
         print(json.dumps(result), flush=True)
         _keep(results, options.out)
@@ -267,7 +263,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = command("race", race)
     add(one, "names", nargs="+", help="recipes, diffusers, denoising-diffusion-pytorch")
-    add(one, "--minutes", type=float, default=30)
+    add(one, "--minutes", type=float, nargs="+", default=[30])
     add(one, "--n", type=int, default=2000)
     add(one, "--steps", type=int, default=50)
     add(one, "--eta", type=float, default=0.0)

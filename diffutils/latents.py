@@ -206,17 +206,18 @@ def _fit(recipe: recipes.Recipe) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def autoencoders() -> Iterator[Cell]:
-    """Autoencoders of the digits at 32 pixels over f, with and without the adversarial term, and one with codes."""
+    """Autoencoders of the digits at 32 pixels: f = 4 with and without the adversarial term, and one with codes, from
+    three seeds; f = 2 and 8 from one.
+    """
     levels = {2: [1], 4: [1, 2], 8: [1, 2, 2]}
-    for seed in SEEDS:
-        for name, factor, against in (
-            *(("digits-autoencoder", factor, against) for factor in (4, 2, 8) for against in (0, 16)),
-            ("digits-vq", 4, 16),
-        ):
-            recipe = recipes.recipe(name, seed=seed, against=against)
-            recipe["network"] = recipe["network"] | {"multipliers": levels[factor]}
-            settings = {"recipe": name, "factor": factor, "adversarial": against > 0, "seed": seed}
-            yield settings, partial(_autoencoder, recipe)
+    cells = [(seed, *how) for seed in SEEDS for how in (("digits-autoencoder", 4, 16), ("digits-autoencoder", 4, 0))]
+    cells += [(0, "digits-autoencoder", factor, against) for factor in (2, 8) for against in (16, 0)]
+    cells += [(seed, "digits-vq", 4, 16) for seed in SEEDS]
+    for seed, name, factor, against in cells:
+        recipe = recipes.recipe(name, seed=seed, against=against)
+        recipe["network"] = recipe["network"] | {"multipliers": levels[factor]}
+        settings = {"recipe": name, "factor": factor, "adversarial": against > 0, "seed": seed}
+        yield settings, partial(_autoencoder, recipe)
 
 
 def _autoencoder(recipe: recipes.Recipe) -> dict[str, Any]:
@@ -226,11 +227,13 @@ def _autoencoder(recipe: recipes.Recipe) -> dict[str, Any]:
 
 
 def scales() -> Iterator[Cell]:
-    """Latent diffusion whose latents are scaled to other standard deviations than 1, all else equal."""
-    for times in 1.0, 0.1, 10.0, 0.3, 3.0:
-        for seed in SEEDS:
-            recipe = recipes.recipe("digits-ldm", seed=seed, scale=times)
-            yield {"recipe": "digits-ldm", "scale": times, "seed": seed}, partial(_samples, recipe, {"ddim": 50})
+    """Latent diffusion whose latents are as they come (scale 0), or scaled to other standard deviations than 1, all
+    else equal; at 1 it is the ``digits-ldm`` of ``latent-pixel``.
+    """
+    cells = [(0.0, 0), (10.0, 0), (0.1, 0), (0.0, 1), (0.0, 2), (3.0, 0), (0.3, 0), (10.0, 1), (0.1, 1)]
+    for times, seed in cells:
+        recipe = recipes.recipe("digits-ldm", seed=seed, scale=times)
+        yield {"recipe": "digits-ldm", "scale": times, "seed": seed}, partial(_samples, recipe, {"ddim": 50})
 
 
 def spaces() -> Iterator[Cell]:
@@ -238,7 +241,7 @@ def spaces() -> Iterator[Cell]:
     for seed in SEEDS:
         for name in "digits-ldm", "digits-32-ddpm":
             recipe = recipes.recipe(name, seed=seed)
-            yield {"recipe": name, "seed": seed}, partial(_samples, recipe, {"ddim": 50, "ddpm": 250})
+            yield {"recipe": name, "seed": seed}, partial(_samples, recipe, {"ddim": 50})
 
 
 def _samples(recipe: recipes.Recipe, samplings: dict[str, int]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from diffutils import recipes
+from diffutils.networks.attention import FEW, attend
 from diffutils.networks.autoencoder import VAE, Decoder, Encoder
 from diffutils.networks.classifier import Classifier
 from diffutils.networks.discriminator import GAN
@@ -268,8 +269,23 @@ def test_a_patch_that_leaves_too_little_is_refused(size, patch):
 def test_attention_hands_the_fast_kernels_what_they_ask_for(monkeypatch):
     seen = []
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v: seen.extend([q, k, v]) or v)
-    Attention(64)(randn(2, 64, 4, 4))
-    assert all(tensor.shape == (2, 2, 16, 32) and tensor.stride(-1) == 1 for tensor in seen)
+    Attention(64)(randn(2, 64, 16, 16))
+    assert all(tensor.shape == (2, 2, 256, 32) and tensor.stride(-1) == 1 for tensor in seen)
+
+
+@pytest.mark.parametrize(("L", "M"), [(1, 1), (16, 16), (64, 7), (FEW, 3), (FEW + 1, 3), (3, FEW + 1)])
+def test_attention_written_out_equals_the_fused_kernel(L, M, monkeypatch):
+    fused, calls = F.scaled_dot_product_attention, []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *of: calls.append(of) or fused(*of))
+    q, k, v = (randn(2, 3, n, 32).bfloat16().requires_grad_() for n in (L, M, M))
+    exact = [of.detach().double().requires_grad_() for of in (q, k, v)]
+    ours, theirs = attend(q, k, v), attend(*exact)
+    assert len(calls) == 1 + (max(L, M) > FEW)  # float64 always, bfloat16 where tokens are many
+    gradient = randn(*ours.shape).bfloat16()
+    mine = [ours, *torch.autograd.grad(ours, (q, k, v), gradient)]
+    right = [theirs, *torch.autograd.grad(theirs, exact, gradient.double())]
+    for a, b in zip(mine, right, strict=True):
+        assert (a - b).abs().max() < 0.03 * b.abs().max() + 1e-3  # bfloat16 has 8 bits
 
 
 @pytest.mark.parametrize("size", [8, 16, 32, 64])

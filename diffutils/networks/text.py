@@ -4,8 +4,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from .attention import attend
 from .unet import zero
 
 
@@ -29,7 +29,7 @@ class Block(nn.Module):
         B, L, W = h.shape
         # (B, L, 3W) -> three of (B, heads, L, W / heads)
         q, k, v = self.qkv(self.norm(h)).reshape(B, L, 3, self.heads, W // self.heads).permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(q, k, v)
+        seen = attend(q, k, v)
         h = h + self.out(seen.transpose(1, 2).reshape(B, L, W))
         return h + self.think(self.norm_2(h))
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from .attention import attend
 from .embedding import LatentEmbedding, TimeEmbedding
 
 
@@ -58,7 +58,7 @@ class Attention(nn.Module):
         # (B, 3C, H, W) -> three of (B, heads, HW, C / heads)
         qkv = self.qkv(self.norm(x)).reshape(B, 3, self.heads, C // self.heads, H * W)
         q, k, v = qkv.transpose(-1, -2).contiguous().unbind(1)  # the fast kernels want the last dimension dense
-        h = F.scaled_dot_product_attention(q, k, v)
+        h = attend(q, k, v)
         return x + self.leave(h.transpose(-1, -2).reshape(B, C, H, W))
 
 
@@ -81,7 +81,7 @@ class CrossAttention(nn.Module):
         self.leave = zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor, words: Tensor) -> Tensor:
-        h = F.scaled_dot_product_attention(*self.asked(x, words))
+        h = attend(*self.asked(x, words))
         return x + self.leave(h.transpose(-1, -2).reshape(x.shape))
 
     def asked(self, x: Tensor, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
