@@ -1,5 +1,5 @@
-"""The command line, ``python -m diffutils``: train, sample, evaluate, study, trilemma, bench, race and
-recipes."""
+"""The command line, ``python -m diffutils``: train, sample, evaluate, study, trilemma, bench, race, recipes and
+doctor."""
 
 import argparse
 import json
@@ -9,12 +9,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
+from . import doctor
 
-from . import adherence, bench, evaluation, latents, ranking, recipes, runtime, studies, zoo
-from . import race as races
-from . import trilemma as table
-from .training import Step
+try:
+    import torch
+
+    from . import adherence, bench, evaluation, latents, ranking, recipes, runtime, studies, zoo
+    from . import race as races
+    from . import trilemma as table
+    from .training import Step
+except (ImportError, OSError, RuntimeError, SyntaxError, TypeError) as error:
+    # a set-up in which the module can't be used: only the doctor runs there
+    if sys.argv[1:2] == ["doctor"]:
+        sys.exit(doctor.main())
+    raise SystemExit(f"error: {error} (python -m diffutils doctor says what is wrong)") from error
 
 
 def train(options: argparse.Namespace) -> None:
@@ -193,6 +201,11 @@ def show(options: argparse.Namespace) -> None:
         print(f"{name:24} {'shipped ' if shipped else '        '} {recipe['about']}")
 
 
+def diagnose(options: argparse.Namespace) -> int:
+    """Say what is wrong with this set-up, and how to mend it; the exit code is 1 if anything is."""
+    return doctor.main()
+
+
 def parser() -> argparse.ArgumentParser:
     """Every command with its options."""
     main = argparse.ArgumentParser("python -m diffutils", description="Train, sample and measure the book's models.")
@@ -273,6 +286,7 @@ def parser() -> argparse.ArgumentParser:
     add(one, "--out", help="write the results to this file as JSON")
 
     command("recipes", show)
+    command("doctor", diagnose)
     return main
 
 
@@ -280,14 +294,13 @@ def main() -> int:
     """Run a command; what is the user's to mend is said in one line."""
     options = parser().parse_args()
     try:
-        options.run(options)
+        return options.run(options) or 0
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, FloatingPointError) as error:
         text = getattr(error, "strerror", None) or str(error)
         print("error:", " ".join(text.split()), file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == "__main__":
