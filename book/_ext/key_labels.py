@@ -15,7 +15,7 @@ class KeyStyle(Style):
 
 
 def as_list_items(app, pagename, templatename, context, doctree):
-    """The entries of a list are its items to who has the page read out: docutils gives them a role that no list takes."""
+    """To who has the page read out, entries of a list are its items: docutils gives them a role that no list takes."""
     if "citation-list" in context.get("body", ""):
         context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
 
