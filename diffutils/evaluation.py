@@ -29,7 +29,7 @@ class Judge(NamedTuple):
 
 @functools.cache
 def judge(name: str) -> Judge:
-    """The shipped classifier called ``name`` with its reference features. Raises as :func:`diffutils.zoo.weights`
+    """The shipped classifier called ``name`` with its reference features. Raises as :func:`diffutils.recipes.weights`
     does.
     """
     network, of = zoo.weights(name)
