@@ -82,6 +82,5 @@ def test_the_ddim_study_of_mnist_compares_every_noise_over_few_steps_and_few_wit
     cells = [settings for settings, _ in studies.ddim_mnist() if "pair" not in settings]
     kinds = {(cell["sampler"], cell["eta"]) for cell in cells if cell["steps"] == 50}
     assert kinds == set(studies.ETAS)
-    full = [(cell["sampler"], cell["eta"]) for cell in cells if cell["steps"] == 1000]
-    assert full[0] == ("ddim", 0.0) and cells[-1]["steps"] == 1000
+    assert {cell["steps"] for cell in cells if (cell["sampler"], cell["eta"]) == ("ddim", 0.0)} >= {50, 100, 1000}
     assert len({json.dumps(cell) for cell in cells}) == len(cells)
