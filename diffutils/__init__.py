@@ -7,11 +7,12 @@ be modelled), :mod:`~diffutils.canvas` and :mod:`~diffutils.captions` (pictures 
 :mod:`~diffutils.optimisers`, :mod:`~diffutils.checkpoints` and :mod:`~diffutils.training` (how),
 :mod:`~diffutils.adversarial` and :mod:`~diffutils.compression` (two networks against each other),
 :mod:`~diffutils.samplers` (the reverse process), :mod:`~diffutils.metrics` (how well), :mod:`~diffutils.plots` (the
-figures), :mod:`~diffutils.recipes` and :mod:`~diffutils.zoo` (trained networks), :mod:`~diffutils.evaluation`,
-:mod:`~diffutils.latents`, :mod:`~diffutils.adherence` and :mod:`~diffutils.studies` (measured),
+figures) and :mod:`~diffutils.widgets` (those that move), :mod:`~diffutils.recipes` and :mod:`~diffutils.zoo` (trained
+networks), :mod:`~diffutils.evaluation`, :mod:`~diffutils.latents`, :mod:`~diffutils.adherence` and
+:mod:`~diffutils.studies` (measured),
 :mod:`~diffutils.ranking`, :mod:`~diffutils.entrants` and :mod:`~diffutils.trilemma` (all of it in one table),
-:mod:`~diffutils.bench` and :mod:`~diffutils.race` (how fast, and how good after equal time). A file imports only from
-files earlier in this list.
+:mod:`~diffutils.bench` and :mod:`~diffutils.race` (how fast, and how good after equal time), :mod:`~diffutils.doctor`
+(what is wrong with a set-up). A file imports only from files earlier in this list.
 """
 
 __version__ = "0.1.0"

@@ -1,5 +1,5 @@
-"""The command line, ``python -m diffutils``: train, sample, evaluate, study, trilemma, bench, race and
-recipes."""
+"""The command line, ``python -m diffutils``: train, sample, evaluate, study, trilemma, bench, race, recipes and
+doctor."""
 
 import argparse
 import json
@@ -9,12 +9,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
+from . import doctor
 
-from . import adherence, bench, evaluation, latents, ranking, recipes, runtime, studies, zoo
-from . import race as races
-from . import trilemma as table
-from .training import Step
+try:
+    import torch
+
+    from . import adherence, bench, evaluation, latents, ranking, recipes, runtime, studies, zoo
+    from . import race as races
+    from . import trilemma as table
+    from .training import Step
+except (ImportError, OSError, RuntimeError, SyntaxError, TypeError) as error:
+    # a set-up in which the module can't be used: only the doctor runs there
+    if sys.argv[1:2] == ["doctor"]:
+        sys.exit(doctor.main())
+    raise SystemExit(f"error: {error} (python -m diffutils doctor says what is wrong)") from error
 
 
 def train(options: argparse.Namespace) -> None:
@@ -123,19 +131,15 @@ def _keep(results: Any, out: str | None) -> None:
 
 
 def race(options: argparse.Namespace) -> None:
-    """Train recipes, and other libraries with their defaults, for equal times; measure what they draw."""
+    """Train recipes, and other libraries with their defaults, for equal times; measure what they draw; go on with what
+    an earlier start left.
+    """
     setting = runtime.setting(runtime.device(options.device), *(name.split(",")[0] for name in races.LIBRARIES))
     results: dict[str, Any] = {"setting": setting, "results": []}
-    for result in races.race(
-        options.names,
-        options.minutes,
-        options.n,
-        options.steps,
-        options.eta,
-        options.seeds,
-        options.judge,
-        options.device,
-    ):
+    if options.out and Path(options.out).exists():
+        results = json.loads(Path(options.out).read_text("utf-8"))
+    how = options.minutes, options.n, options.steps, options.eta, options.seeds, options.judge, options.device
+    for result in races.race(options.names, *how, done=tuple(results["results"])):
         results["results"].append(result)
         print(json.dumps(result), flush=True)
         _keep(results, options.out)
@@ -195,6 +199,11 @@ def show(options: argparse.Namespace) -> None:
     for name, recipe in recipes.recipes().items():
         shipped = (recipes.FOLDER / f"{name}.safetensors").exists()
         print(f"{name:24} {'shipped ' if shipped else '        '} {recipe['about']}")
+
+
+def diagnose(options: argparse.Namespace) -> int:
+    """Say what is wrong with this set-up, and how to mend it; the exit code is 1 if anything is."""
+    return doctor.main()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -267,7 +276,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = command("race", race)
     add(one, "names", nargs="+", help="recipes, diffusers, denoising-diffusion-pytorch")
-    add(one, "--minutes", type=float, default=30)
+    add(one, "--minutes", type=float, nargs="+", default=[30])
     add(one, "--n", type=int, default=2000)
     add(one, "--steps", type=int, default=50)
     add(one, "--eta", type=float, default=0.0)
@@ -277,6 +286,7 @@ def parser() -> argparse.ArgumentParser:
     add(one, "--out", help="write the results to this file as JSON")
 
     command("recipes", show)
+    command("doctor", diagnose)
     return main
 
 
@@ -284,14 +294,13 @@ def main() -> int:
     """Run a command; what is the user's to mend is said in one line."""
     options = parser().parse_args()
     try:
-        options.run(options)
+        return options.run(options) or 0
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, FloatingPointError) as error:
         text = getattr(error, "strerror", None) or str(error)
         print("error:", " ".join(text.split()), file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ HEIGHTS = {"digits-32": 0.75, "mnist": 0.65}
 """How high a digit cut out of a canvas must be for a judge of that data to see the digits that it knows."""
 
 Words = dict[str, Tensor]
-"""For each attribute, positions in ``captions.WORDS``, ``(N, K)``, and -1 for nothing: as :func:`captions.said`."""
+"""For each attribute, positions in ``captions.WORDS``, ``(N, K)``, and -1 for nothing, as from
+:func:`diffutils.captions.said`.
+"""
 
 
 class Judge:

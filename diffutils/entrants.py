@@ -99,7 +99,7 @@ def cost(draw: Draw, network: nn.Module, short: Draw | None = None) -> dict[str,
     first = _seconds(draw, 0)
     for hook in hooks:
         hook.remove()
-    taken = [_seconds(draw, seed) for seed in range(1, 2 if first > 2 else 4)]
+    taken = [_seconds(draw, seed) for seed in range(1, 3 if first > 20 else 4)]
     used = [weight for part in calls for weight in part.parameters(recurse=False)]
     with latents.Peak() as peak:
         (short or draw)(64, 0)

@@ -29,7 +29,7 @@ class Judge(NamedTuple):
 
 @functools.cache
 def judge(name: str) -> Judge:
-    """The shipped classifier called ``name`` with its reference features. Raises as :func:`diffutils.zoo.weights`
+    """The shipped classifier called ``name`` with its reference features. Raises as :func:`diffutils.recipes.weights`
     does.
     """
     network, of = zoo.weights(name)
@@ -244,7 +244,13 @@ def evaluate(
 
 
 def record(path: str | Path, results: dict[str, Any], to: str | Path) -> None:
-    """Copy a weights file to ``to`` with ``results`` added to its header."""
+    """Copy a weights file to ``to`` with ``results`` added to its header; of ``evaluations`` those with other settings
+    stay.
+    """
     tensors, header = checkpoints.read(path)
+    added, kept = results.get("evaluations", []), header["results"].get("evaluations", [])
+    settings = [(one["n"], one["sampler"]) for one in added]
     header["results"] |= results
+    if added:
+        header["results"]["evaluations"] = [one for one in kept if (one["n"], one["sampler"]) not in settings] + added
     checkpoints.write(to, tensors, header)

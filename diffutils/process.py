@@ -15,10 +15,10 @@ from .runtime import autocast
 from .schedules import Schedule
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""(x_t of shape (B, *D), t of shape (B,)) -> the estimate of x_0, of shape (B, *D)."""
+"""x_t of shape ``(B, *D)``, t of shape ``(B,)`` -> the estimate of x_0, of shape ``(B, *D)``."""
 
 Drawer = Callable[[Tensor, Tensor, Generator | None], Tensor]
-"""(x_t of shape (B, *D), t of shape (B,), generator) -> a draw of x_0 given x_t, of shape (B, *D)."""
+"""x_t of shape ``(B, *D)``, t of shape ``(B,)``, generator -> a draw of x_0 given x_t, of shape ``(B, *D)``."""
 
 Kind = Literal["eps", "x_0", "v", "mean"]
 """What a network is asked to predict."""

@@ -1,9 +1,10 @@
 """Who draws best after equal time: recipes against each other, and against other libraries with their own defaults."""
 
 import importlib.util
+import itertools
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -143,19 +144,22 @@ def _size(network: nn.Module) -> int:
 
 def race(
     names: Iterable[str],
-    minutes: float,
+    minutes: Iterable[float],
     n: int = 2000,
     steps: int = 50,
     eta: float = 0.0,
     seeds: Iterable[int] = (0,),
     judge: str = "mnist-classifier",
     device: str | None = None,
+    done: Sequence[dict[str, Any]] = (),
 ) -> Iterator[dict[str, Any]]:
-    """Train each for ``minutes`` on the judge's data, draw ``n`` images by DDIM with so many ``steps`` and ``eta``, and
-    measure them.
+    """Train each for each of ``minutes`` on the judge's data, draw ``n`` images by DDIM with so many ``steps`` and
+    ``eta``, and measure them.
 
     ``names`` are recipes or ``diffusers`` or ``denoising-diffusion-pytorch``, which bring their own network, schedule,
-    optimiser and batch; the sampler is the same for all. One result for each name and seed, as it comes. Raises
+    optimiser and batch; the sampler is the same for all. Every time is a training of its own, from nothing, whose
+    learning rate has fallen when it is over. One result for each seed, time and name, as it comes, but for those that
+    are among the results ``done``. Raises
     ``ValueError`` for a name that is neither, a library that is not installed, a recipe on other data than the judge's,
     and an n at which the judge knows no floor, all before the first is trained.
     """
@@ -170,22 +174,16 @@ def race(
             raise ValueError(f"names: must be recipes judged by {judge}, or {', '.join(LIBRARIES)}, got {name!r}")
     evaluation.check_n(by, n)
     x = data.images(known[judge]["data"]).x.to(where)
-    for seed in seeds:
-        for name in names:
-            if name in LIBRARIES:
-                trained = LIBRARIES[name](x, 60 * minutes, seed, where)
-            else:
-                trained = _recipe(name, x, 60 * minutes, seed, where)
-            denoise, chain, parameters, images = trained
-            times, shape = schedules.subsequence(chain.T, steps), (n, *x.shape[1:])
-            kernel = samplers.ddim(denoise, chain, eta)
-            drawn = zoo.walk(lambda rows, kernel=kernel: kernel, times, shape, runtime.generator(seed, where))
-            yield {
-                "name": name,
-                "seed": seed,
-                "minutes": minutes,
-                "parameters": parameters,
-                "images": images,
-                "steps": steps,
-                "eta": eta,
-            } | evaluation.compare(by, drawn)
+    for seed, time, name in itertools.product(list(seeds), list(minutes), names):
+        key = {"name": name, "seed": seed, "minutes": time, "n": n, "steps": steps, "eta": eta}
+        if any(key.items() <= row.items() for row in done):
+            continue
+        if name in LIBRARIES:
+            trained = LIBRARIES[name](x, 60 * time, seed, where)
+        else:
+            trained = _recipe(name, x, 60 * time, seed, where)
+        denoise, chain, parameters, images = trained
+        times, shape = schedules.subsequence(chain.T, steps), (n, *x.shape[1:])
+        kernel = samplers.ddim(denoise, chain, eta)
+        drawn = zoo.walk(lambda rows, kernel=kernel: kernel, times, shape, runtime.generator(seed, where))
+        yield key | {"parameters": parameters, "images": images} | evaluation.compare(by, drawn)

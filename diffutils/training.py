@@ -141,7 +141,7 @@ class Descent:
         network: what is trained; wrapped in ``DistributedDataParallel`` when several processes train it.
         loss: the rows of a batch to a scalar, the mean over them.
         ema: an :func:`average` of the network, if there is to be one.
-        optimiser: ``adam``, or ``muon`` (:func:`diffutils.optimisers.muon`) for the same loss in fewer steps.
+        optimiser: ``adam``, or ``muon`` (:class:`diffutils.optimisers.Muon`) for the same loss in fewer steps.
         micro: go through a batch in so many equal parts, one after the other, adding up their gradients: less memory,
             the same step. The loss is called once a part.
         bf16: multiply in bfloat16 where the hardware can (weights, gradients and the optimiser stay float32).

@@ -63,20 +63,23 @@ def test_too_few_rounds_are_refused():
 
 
 def test_a_race_of_seconds_on_the_digits():
-    rows = list(race.race(["digits-ddpm"], 0.05, 360, 3, seeds=(0, 1), judge="digits-classifier", device="cpu"))
+    how = {"n": 360, "steps": 3, "judge": "digits-classifier", "device": "cpu"}
+    rows = list(race.race(["digits-ddpm"], [0.05], seeds=(0, 1), **how))
     assert [(row["name"], row["seed"]) for row in rows] == [("digits-ddpm", 0), ("digits-ddpm", 1)]
     size = sum(p.numel() for p in recipes.build(recipes.recipe("digits-ddpm")).parameters())
     assert all(row["parameters"] == size and row["images"] > 0 and row["n"] == 360 for row in rows)
     assert all(
         row["frechet"]["value"] > 10 * row["frechet"]["floor"][0] for row in rows
     )  # three seconds are no training
+    again = list(race.race(["digits-ddpm"], [0.05, 0.02], seeds=(0, 1), done=rows, **how))
+    assert [(row["minutes"], row["seed"]) for row in again] == [(0.02, 0), (0.02, 1)]
 
 
 def test_a_race_refuses_before_it_starts():
     with pytest.raises(ValueError, match="n: the floor is known at 360 images, got 100"):
-        next(race.race(["digits-ddpm"], 1, 100, judge="digits-classifier"))
+        next(race.race(["digits-ddpm"], [1], 100, judge="digits-classifier"))
     with pytest.raises(ValueError, match="names: must be recipes judged by digits-classifier"):
-        next(race.race(["mnist-ddpm"], 1, 360, judge="digits-classifier"))
+        next(race.race(["mnist-ddpm"], [1], 360, judge="digits-classifier"))
 
 
 @pytest.mark.parametrize("name", ["diffusers, fitted", "denoising-diffusion-pytorch, fitted"])

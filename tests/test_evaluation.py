@@ -6,7 +6,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from diffutils import data, evaluation, metrics, runtime, zoo
+from diffutils import checkpoints, data, evaluation, metrics, runtime, zoo
 from diffutils.evaluation import compare, features, scores
 from diffutils.networks.classifier import Classifier
 
@@ -99,3 +99,14 @@ def test_inception_features_go_to_a_maintained_library_and_come_back_the_same(tm
     assert abs(found["kid"] - metrics.kernel_distance(*of).item()) < 1e-3 * found["kid"]
     with pytest.raises(FileNotFoundError, match="are not there"):
         evaluation.inception(x, y, tmp_path / "missing.pth")
+
+
+def test_evaluations_with_other_settings_stay_in_the_header(tmp_path):
+    path, network = tmp_path / "weights.safetensors", {"w": torch.ones(1)}
+    checkpoints.write(path, network, {"recipe": {}, "trained": {}, "results": {"evaluations": [], "other": 1}})
+    for n, steps, value in (360, 10, 5.0), (360, 20, 4.0), (360, 10, 3.0):
+        one = {"n": n, "sampler": {"name": "ddim", "steps": steps}, "frechet": value}
+        evaluation.record(path, {"evaluations": [one]}, path)
+    results = checkpoints.read(path)[1]["results"]
+    assert [(one["sampler"]["steps"], one["frechet"]) for one in results["evaluations"]] == [(20, 4.0), (10, 3.0)]
+    assert results["other"] == 1

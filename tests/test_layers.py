@@ -12,8 +12,8 @@ import diffutils
 ROOT = Path(diffutils.__file__).parent
 ROOMS = """runtime data canvas captions schedules process networks.attention networks.embedding networks.mlp
     networks.unet networks.autoencoder networks.discriminator networks.classifier networks.text networks.latent
-    objectives optimisers checkpoints training adversarial compression samplers metrics plots recipes zoo
-    evaluation latents adherence studies ranking entrants trilemma widgets bench race __main__""".split()
+    objectives optimisers checkpoints training adversarial compression samplers metrics plots widgets recipes zoo
+    evaluation latents adherence studies ranking entrants trilemma bench race doctor __main__""".split()
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(ROOT.rglob("*.py"))}
 MODULES = {name: path for name, path in FILES.items() if not name.endswith("__init__")}
 every_file = pytest.mark.parametrize("name", FILES)

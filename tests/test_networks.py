@@ -277,15 +277,16 @@ def test_attention_hands_the_fast_kernels_what_they_ask_for(monkeypatch):
 def test_attention_written_out_equals_the_fused_kernel(L, M, monkeypatch):
     fused, calls = F.scaled_dot_product_attention, []
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *of: calls.append(of) or fused(*of))
-    q, k, v = (randn(2, 3, n, 32).bfloat16().requires_grad_() for n in (L, M, M))
+    shapes = enumerate((L, M, M))
+    q, k, v = (randn(2, 3, n, 32, seed=i).bfloat16().requires_grad_() for i, n in shapes)
     exact = [of.detach().double().requires_grad_() for of in (q, k, v)]
     ours, theirs = attend(q, k, v), attend(*exact)
     assert len(calls) == 1 + (max(L, M) > FEW)  # float64 always, bfloat16 where tokens are many
-    gradient = randn(*ours.shape).bfloat16()
+    gradient = randn(*ours.shape, seed=3).bfloat16()
     mine = [ours, *torch.autograd.grad(ours, (q, k, v), gradient)]
     right = [theirs, *torch.autograd.grad(theirs, exact, gradient.double())]
-    for a, b in zip(mine, right, strict=True):
-        assert (a - b).abs().max() < 0.03 * b.abs().max() + 1e-3  # bfloat16 has 8 bits
+    for a, b in zip(mine, right, strict=True):  # bfloat16 rounds by up to 0.4 % of a number
+        assert (a - b).square().mean().sqrt() <= 0.01 * b.square().mean().sqrt()
 
 
 @pytest.mark.parametrize("size", [8, 16, 32, 64])

@@ -72,8 +72,15 @@ def test_a_cell_of_the_ddim_study_is_what_evaluation_says_of_its_settings():
 
 
 def test_the_ddim_study_has_every_steps_and_noise_for_three_seeds():
-    for name in "ddim", "ddim-mnist":
-        cells = [settings for settings, _ in studies.STUDIES[name]() if "pair" not in settings]
-        grid = [cell for cell in cells if cell["power"] == 1.0 and cell["sampler"] in ("ddim", "ddpm-beta")]
-        assert len(grid) == 8 * 5 * 3 and {cell["seed"] for cell in grid} == {0, 1, 2}
-        assert [cell["steps"] for cell in cells[-15:]] == [1000] * 15  # what takes long comes last
+    cells = [settings for settings, _ in studies.ddim() if "pair" not in settings]
+    grid = [cell for cell in cells if cell["power"] == 1.0 and cell["sampler"] in ("ddim", "ddpm-beta")]
+    assert len(grid) == 8 * 5 * 3 and {cell["seed"] for cell in grid} == {0, 1, 2}
+    assert [cell["steps"] for cell in cells[-15:]] == [1000] * 15  # what takes long comes last
+
+
+def test_the_ddim_study_of_mnist_compares_every_noise_over_few_steps_and_few_with_all():
+    cells = [settings for settings, _ in studies.ddim_mnist() if "pair" not in settings]
+    kinds = {(cell["sampler"], cell["eta"]) for cell in cells if cell["steps"] == 50}
+    assert kinds == set(studies.ETAS)
+    assert {cell["steps"] for cell in cells if (cell["sampler"], cell["eta"]) == ("ddim", 0.0)} >= {50, 100, 1000}
+    assert len({json.dumps(cell) for cell in cells}) == len(cells)

@@ -107,6 +107,7 @@ def test_retraining_goes_on_where_it_was_killed(tmp_path, monkeypatch):
         (recipe, seed) for seed in (0, 1) for recipe in ("digits-gan", "digits-ldm")
     ]
     assert all(row["weights"] == "trained here" and row["steps"] == 4 for row in rows if row["kind"] == "training")
+    assert {(row["training"], row["draw"]) for row in rows if row["kind"] == "draw"} == {(0, 0), (1, 1)}
     of = {row["recipe"]: row for row in rows if row["kind"] == "training"}
     assert of["digits-ldm"]["first stage seconds"] > 0 and of["digits-gan"]["first stage seconds"] is None
     (seen,) = {tuple(row["seen by"]) for row in rows if row["kind"] == "draw" and row["recipe"] == "digits-ldm"}

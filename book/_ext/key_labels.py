@@ -14,6 +14,13 @@ class KeyStyle(Style):
     default_label_style = KeyLabels
 
 
+def as_list_items(app, pagename, templatename, context, doctree):
+    """To who has the page read out, entries of a list are its items: docutils gives them a role that no list takes."""
+    if "citation-list" in context.get("body", ""):
+        context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+
+
 def setup(app):
     register_plugin("pybtex.style.formatting", "keys", KeyStyle)
+    app.connect("html-page-context", as_list_items)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
