@@ -96,6 +96,14 @@ def test_contents_name_every_chapter():
     assert sorted(page for page in PAGES if page.startswith("notebooks/")) == notebooks
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if re.match(r"notebooks/\d", page)])
+def test_a_chapter_is_numbered_as_its_file_is(site, page):
+    """Propositions and exercises are numbered after the contents, figures after the file."""
+    html = (site / page).with_suffix(".html").read_text(encoding="utf-8")
+    (number,) = re.findall(r'<h1><span class="section-number">(\d+)\. </span>', html)
+    assert int(number) == int(Path(page).name.split("_")[0])
+
+
 @every_page
 def test_page_is_built_with_one_title(site, page):
     html = (site / page).with_suffix(".html").read_text(encoding="utf-8")

@@ -16,9 +16,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
     .. math:: \operatorname{softmax}\Bigl(\frac{q k^\top}{\sqrt d}\Bigr) v
 
-    PyTorch's fused kernel computes it without storing the weights, which pays where tokens are many. On a CPU, in
-    bfloat16, its backward pass takes ten times as long as the formula written out for 64 tokens, and three times for
-    256, so that is what is done there up to :data:`FEW`. Source: chapter 2; Vaswani et al. (2017), equation 1.
+    PyTorch's fused kernel computes it without storing the weights, which pays where tokens are many. On a CPU its
+    backward pass in bfloat16 is several times slower than the formula written out (seen with PyTorch 2.15), so that is
+    what is done there up to :data:`FEW` tokens. Source: chapter 2; Vaswani et al. (2017), equation 1.
     """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and max(q.shape[-2], k.shape[-2]) <= FEW:
         return (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1) @ v
