@@ -1,19 +1,20 @@
-"""The printable edition: the pages of the built site as one PDF, printed by a Chromium or Chrome that asks no other host.
+"""The printable edition: the built site as one PDF, printed by a Chromium or Chrome that asks no other host.
 
-    make pdf                                          # builds the site, then prints it
+    make pdf                                          # builds the site, then prints it; some minutes
     python book/pdf.py                                # prints the site that is there
     python book/pdf.py --pages notation cheat_sheet   # some of its pages, to look at a change
 
-The pages are put one behind the other, in the order of ``_toc.yml``, with solutions unfolded and each flipbook as the frame it
-opens with. Links from page to page become links inside the document. It is printed twice: the first time says on
-which page each heading is, and the second time has the numbers in its table of contents. The style sheet is
-``book/pdf.css``; the letters are those that come with matplotlib, so that the pages break alike on every machine.
+The pages are put one behind the other, in the order of ``_toc.yml``, with solutions unfolded and each flipbook as
+the frame it opens with. Links from page to page become links inside the document. It is printed twice: the first time
+says on which page each heading is, and the second time has the numbers in its table of contents. The style sheet is
+``book/pdf.css``; the letters are those that come with matplotlib, so that pages break alike on every machine.
 """
 
 import argparse
 import json
 import re
 import shutil
+import subprocess
 import sys
 import tomllib
 from html import escape
@@ -48,14 +49,20 @@ def article(page: str, pages: list[str]) -> Tag:
     text = soup.select_one("article.bd-article")
     for flipbook, view in flipbooks(soup):
         view.replace_with(flipbook)
-    for tag in text.select("a.headerlink, a:has(.viewcode-link), script, button, .toctree-wrapper, summary, img.toggler"):
+    for tag in text.select(
+        "a.headerlink, a:has(.viewcode-link), script, button, .toctree-wrapper, summary, img.toggler"
+    ):
         tag.decompose()
+    for tag in text.select("pre :is(.n, .nn, .o, .p, .w), code > .pre"):  # black letters need no tag each in the PDF
+        tag.unwrap()
+    text.smooth()
     for tag in text.select("details"):
         tag.name = "div"
     for tag in text.select(".dropdown"):
         tag["class"].remove("dropdown")
-    for tag in [*text.select("pre"), *text.select("table")]:  # what is not worth a page break
-        if tag.get_text().count("\n") <= 10 if tag.name == "pre" else len(tag.select("tr")) <= 14:
+    for tag in text.select("pre, table, div.cell:not(:has(img))"):  # what is not worth a page break
+        lines = len(tag.select("tr")) or sum(part.get_text().count("\n") for part in (tag.select("pre") or [tag]))
+        if lines <= 12:
             tag["class"] = [*tag.get("class", []), "short"]
     for tag in text.select("dl.glossary > dt"):  # a term stays with what it means
         if tag.find_previous_sibling(True) is None or tag.find_previous_sibling(True).name != "dt":
@@ -64,8 +71,13 @@ def article(page: str, pages: list[str]) -> Tag:
                 group.append(group[-1].find_next_sibling(True))
             tag.insert_before(box := soup.new_tag("div"))
             box.extend(group)
+    seen = set()
     for tag in text.select("[id]"):
-        tag["id"] = name(page, tag["id"])
+        if tag["id"] in seen:  # each exercise of a page has an exercise-content
+            del tag["id"]
+        else:
+            seen.add(tag["id"])
+            tag["id"] = name(page, tag["id"])
     for tag in text.select("img[src]"):
         if not tag["src"].startswith("data:"):
             tag["src"] = (path.parent / tag["src"]).resolve().as_uri()
@@ -126,7 +138,9 @@ def document(pages: list[str]) -> str:
         for tag in text.find_all(re.compile(r"^h[1-5]$")) if page != TOC["root"] else []:
             tag.name = f"h{int(tag.name[1]) + 1}"  # below its part
         above = f'<h1 class="part">{escape(part)}</h1>' if part else ""
-        body.append(f'<div class="chapter" id="{name(page)}" style="page: p{number}">{above}{text.decode_contents()}</div>')
+        body.append(
+            f'<div class="chapter" id="{name(page)}" style="page: p{number}">{above}{text.decode_contents()}</div>'
+        )
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     values = {
         "title": escape(CONFIG["title"]),
@@ -205,7 +219,7 @@ def printed(source: Path, browser: str) -> tuple[bytes, dict[str, int]]:
             tab.evaluate(DESCRIBE)
             for place in tab.evaluate(FIT, COLUMN):
                 print("wider than the page:", place, file=sys.stderr)
-            numbers = destinations(tab.pdf(**how))
+            numbers = destinations(tab.pdf(**how))  # without an outline, which takes long
             tab.evaluate(NUMBER, numbers)
             return tab.pdf(**how, outline=True, tagged=True), numbers
 
@@ -237,8 +251,9 @@ def with_properties(pdf: bytes, author: str) -> bytes:
     found = objects(pdf)
     trailer = pdf[pdf.rindex(b"trailer") :]
     root, info = (int(re.search(rb"/%s (\d+) 0 R" % key, trailer)[1]) for key in (b"Root", b"Info"))
+    name_in_hex = author.encode("utf-16-be").hex().encode()
     changed = {
-        info: found[info].replace(b"/Producer", b"/Author <%s>\n/Producer" % author.encode("utf-16").hex().encode(), 1),
+        info: found[info].replace(b"/Producer", b"/Author <feff%s>\n/Producer" % name_in_hex, 1),
         root: found[root].replace(b"/Type /Catalog", b"/Type /Catalog\n/PageMode /UseOutlines", 1),
     }
     xref = b"xref\n"
@@ -252,24 +267,34 @@ def with_properties(pdf: bytes, author: str) -> bytes:
 
 def main() -> None:
     options = argparse.ArgumentParser(description="Print the built site as one PDF.")
+    options.add_argument("--build", action="store_true", help="build the site first")
     options.add_argument("--pages", nargs="+", default=PAGES, help="names as in _toc.yml; all by default")
     options.add_argument("--out", type=Path, default=ROOT / "_build" / "pdf" / "diffusion-models-measured.pdf")
     chosen = options.parse_args()
     if unknown := [page for page in chosen.pages if page not in PAGES]:
         sys.exit(f"--pages: {', '.join(unknown)}: not in _toc.yml, which has {', '.join(PAGES)}")
-    if missing := [page for page in chosen.pages if not (SITE / page).with_suffix(".html").exists()]:
-        sys.exit(f"{missing[0]} is not built: run `jupyter-book build book` first, or `make pdf`, which does both")
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if not browser:
-        sys.exit("The PDF is printed by Chromium or Chrome, and neither is on the PATH. Install one, then run this again.")
+        sys.exit(
+            "The PDF is printed by Chromium or Chrome, and neither is on the PATH. Install one, then run this again."
+        )
     if not find_spec("playwright"):
         sys.exit("Playwright, which drives the browser, is not installed: run `pip install -r requirements.txt`.")
+    if chosen.build:
+        subprocess.run([Path(sys.executable).parent / "jupyter-book", "build", "book"], cwd=ROOT, check=True)
+    if missing := [page for page in chosen.pages if not (SITE / page).with_suffix(".html").exists()]:
+        sys.exit(f"{missing[0]} is not built: run `jupyter-book build book` first, or `make pdf`, which does both")
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     source = chosen.out.with_suffix(".html")
     source.write_text(document(chosen.pages), "utf-8")
     pdf, numbers = printed(source, browser)
+    if len(numbers) < len(chosen.pages):
+        print(
+            "This browser's PDF does not say where its headings are: the contents have no page numbers.",
+            file=sys.stderr,
+        )
     chosen.out.write_bytes(with_properties(pdf, CONFIG["author"]))
-    #source.unlink()
+    source.unlink()
     pages = len(re.findall(rb"/Type /Page\b(?!s)", pdf))
     print(f"{chosen.out}: {pages} pages, {chosen.out.stat().st_size / 1e6:.1f} MB")
 
