@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from . import canvas, checkpoints, metrics, runtime, zoo
 from .networks.classifier import Classifier
-from .recipes import FOLDER
+from .recipes import FOLDER, located
 
 SIZES = (360, 1000, 2000, 5000)
 """Numbers of images at which floors are measured."""
@@ -243,11 +243,11 @@ def evaluate(
     return results
 
 
-def record(path: str | Path, results: dict[str, Any], to: str | Path) -> None:
-    """Copy a weights file to ``to`` with ``results`` added to its header; of ``evaluations`` those with other settings
-    stay.
+def record(name: str | Path, results: dict[str, Any], to: str | Path) -> None:
+    """Copy the weights file ``name`` (or a recipe's shipped one) to ``to`` with ``results`` added to its header; of
+    ``evaluations`` those with other settings stay.
     """
-    tensors, header = checkpoints.read(path)
+    tensors, header = checkpoints.read(located(name))
     added, kept = results.get("evaluations", []), header["results"].get("evaluations", [])
     settings = [(one["n"], one["sampler"]) for one in added]
     header["results"] |= results

@@ -76,22 +76,29 @@ def build(recipe: Recipe, stage: Recipe | None = None) -> nn.Module:
         return kinds[settings.pop("name")](**settings)
 
 
+def located(name: str | Path) -> Path:
+    """The file of a recipe's shipped weights, or the weights file itself. Raises as :func:`weights` does for names."""
+    path = Path(name)
+    if path.suffix == ".safetensors":
+        return path
+    if str(name) not in recipes():
+        raise ValueError(f"name: must be a .safetensors file or one of {', '.join(recipes())}, got {str(name)!r}")
+    path = FOLDER / f"{name}.safetensors"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{name}: its weights are not shipped with the book. Train them (python -m diffutils train {name}), "
+            f"then give the file that this writes"
+        )
+    return path
+
+
 def weights(name: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a recipe with its shipped weights, or that of a weights file, and the file's header.
 
     Raises ``ValueError`` for a name that is neither a recipe nor a file, and if the file is damaged;
     ``FileNotFoundError`` if that recipe's weights are not shipped.
     """
-    path = Path(name)
-    if path.suffix != ".safetensors":
-        if str(name) not in recipes():
-            raise ValueError(f"name: must be a .safetensors file or one of {', '.join(recipes())}, got {str(name)!r}")
-        path = FOLDER / f"{name}.safetensors"
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{name}: its weights are not shipped with the book. Train them (python -m diffutils train {name}), "
-                f"then give the file that this writes"
-            )
+    path = located(name)
     tensors, header = checkpoints.read(path)
     if "recipe" not in header or "trained" not in header:
         raise ValueError(f"{path}: holds no trained network (a checkpoint? its weights are written at the end)")

@@ -110,3 +110,8 @@ def test_evaluations_with_other_settings_stay_in_the_header(tmp_path):
     results = checkpoints.read(path)[1]["results"]
     assert [(one["sampler"]["steps"], one["frechet"]) for one in results["evaluations"]] == [(20, 4.0), (10, 3.0)]
     assert results["other"] == 1
+
+
+def test_a_shipped_model_is_recorded_by_its_name(tmp_path):
+    evaluation.record("digits-ddpm", {"another": 2}, tmp_path / "weights.safetensors")
+    assert checkpoints.read(tmp_path / "weights.safetensors")[1]["results"]["another"] == 2
