@@ -6,6 +6,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from ..runtime import place
 from .autoencoder import Decoder, Encoder
 from .unet import UNet
 
@@ -80,7 +81,7 @@ class VQAutoencoder(Autoencoder):
 
     (means over all numbers), where sg stops the gradient; that of the reconstruction passes from :math:`z_q` to
     :math:`z` as if they were equal. :meth:`decode` quantises first, so what a diffusion model learns is z. The book
-    starts with encodings from the first batch. Source: chapter 11; van den Oord et al. (2017), equation 3.
+    starts with encodings from the first batch (with several processes, from the first one's part). Source: chapter 11; van den Oord et al. (2017), equation 3.
     """
 
     moments = 1
@@ -117,6 +118,8 @@ class VQAutoencoder(Autoencoder):
             rows = z.detach().permute(0, 2, 3, 1).reshape(-1, self.latent)
             some = torch.randint(len(rows), (len(self.book),), generator=generator, device=z.device)
             self.book.data.copy_(rows[some])
+            if place()[1] > 1:
+                torch.distributed.broadcast(self.book.data, 0)
             self.begun.fill_(True)
         z_q = self.quantise(z)
         penalty = F.mse_loss(z_q, z.detach()) + self.beta * F.mse_loss(z, z_q.detach())
