@@ -45,7 +45,7 @@ def train(options: argparse.Namespace) -> None:
             options.shard,
             options.compile,
             options.snapshots,
-            options.every or (20 if on_gpu else 1),
+            (20 if on_gpu else 1) if options.every is None else options.every,
         )
         first = runtime.place()[0] == 0
         walk = _logged(run, options.tensorboard, not options.shard) if options.tensorboard and first else run
@@ -84,9 +84,11 @@ def sample(options: argparse.Namespace) -> None:
     """Draw a grid of images into a file."""
     from torchvision.utils import save_image
 
+    _check_folder(options.out)
     model = zoo.load(options.recipe, options.device)
     longest = model.schedule.T if model.denoise else 1  # what is no diffusion model draws in its own way
-    steps = min(options.steps or (longest if options.sampler.startswith("ddpm") else 50), longest)
+    usual = longest if options.sampler.startswith("ddpm") else min(50, longest)
+    steps = usual if options.steps is None else options.steps
     how = options.sampler, steps, options.eta, options.seed
     prompts = None if options.prompt is None else [options.prompt] * options.n
     images = zoo.draw(model, options.n, *how, power=options.power, prompts=prompts, weight=options.weight)
@@ -96,6 +98,7 @@ def sample(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Measure models and autoencoders, or calibrate a classifier; print the results, and keep them if asked to."""
+    _check_folder(options.out)
     results = []
     for name in options.recipe:
         header = zoo.weights(name)[1]
@@ -123,6 +126,12 @@ def evaluate(options: argparse.Namespace) -> None:
         results.append({"recipe": header["recipe"]["name"], "trained": header["trained"]} | found)
         print(json.dumps(results[-1]), flush=True)
     _keep(results, options.out)
+
+
+def _check_folder(out: str | None) -> None:
+    """Say that there is no place for a file before the work that it is to hold is done."""
+    if out and not Path(out).parent.is_dir():
+        raise FileNotFoundError(f"out: there is no folder {Path(out).parent}")
 
 
 def _keep(results: Any, out: str | None) -> None:
@@ -206,6 +215,13 @@ def diagnose(options: argparse.Namespace) -> int:
     return doctor.main()
 
 
+def _count(text: str) -> int:
+    """A whole number from 1 on, as an option gives it."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, got {text}")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """Every command with its options."""
     main = argparse.ArgumentParser("python -m diffutils", description="Train, sample and measure the book's models.")
@@ -223,26 +239,26 @@ def parser() -> argparse.ArgumentParser:
     add(one, "recipe", help="its name, as `recipes` lists them")
     add(one, "--out", help="folder for checkpoints and weights (default: runs/RECIPE); run again to go on from there")
     add(one, "--minutes", type=float, help="train so long, instead of the recipe's number of steps")
-    add(one, "--steps", type=int, help="train so many steps, instead of the recipe's")
-    add(one, "--batch", type=int, help="rows of a batch, of all processes together")
+    add(one, "--steps", type=_count, help="train so many steps, instead of the recipe's")
+    add(one, "--batch", type=_count, help="rows of a batch, of all processes together")
     add(one, "--seed", type=int)
     add(one, "--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
-    add(one, "--micro", type=int, default=1, help="parts to divide a batch in, for less memory")
+    add(one, "--micro", type=_count, default=1, help="parts to divide a batch in, for less memory")
     add(one, "--shard", action="store_true", help="spread the weights over the processes (FSDP)")
     add(one, "--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: on GPUs)")
     add(one, "--snapshots", type=int, default=0, help="also keep weights at 1/2, 1/4, ... of the steps")
-    add(one, "--every", type=int, help="read the losses every so many steps (default: 1, on a GPU 20)")
-    add(one, "--tensorboard", type=int, metavar="N", help="write losses, and samples every N steps, for TensorBoard")
+    add(one, "--every", type=_count, help="read the losses every so many steps (default: 1, on a GPU 20)")
+    add(one, "--tensorboard", type=_count, metavar="N", help="write losses, and samples every N steps, for TensorBoard")
 
     for name, run in ("sample", sample), ("evaluate", evaluate):
         one = command(name, run)
         several = {"nargs": "+"} if name == "evaluate" else {}
         add(one, "recipe", help="its name, for the shipped weights, or a weights file", **several)
         add(one, "--sampler", choices=zoo.SAMPLERS, default="ddim")
-        add(one, "--steps", type=int, default=None if name == "sample" else 50)
+        add(one, "--steps", type=_count, default=None if name == "sample" else 50)
         add(one, "--eta", type=float, default=0.0, help="DDIM: 0 draws no noise, 1 is DDPM")
         add(one, "--power", type=float, default=1.0, help="spacing of the steps: 1 even, 2 quadratic")
-        add(one, "--n", type=int, default=64 if name == "sample" else None)
+        add(one, "--n", type=_count, default=64 if name == "sample" else None)
         add(one, "--weight", type=float, default=3.0, help="of guidance by a prompt; 1 takes it as it is")
         add(one, "--seed", type=int, default=0)
         add(one, "--device")
@@ -250,13 +266,13 @@ def parser() -> argparse.ArgumentParser:
             add(one, "--prompt", help='what to draw, such as "a large red seven at the top left"')
             add(one, "--out", default="grid.png")
         else:
-            add(one, "--repeats", type=int, default=1, help="measure with so many seeds")
+            add(one, "--repeats", type=_count, default=1, help="measure with so many seeds")
             add(one, "--record", help="write the weights with these results in their header to this file (or folder)")
             add(one, "--inception", help="weights of torch-fidelity's Inception network: add the papers' FID and KID")
             add(one, "--out", help="write the results to this file as JSON")
 
     one = command("bench", benchmark)
-    add(one, "--rounds", type=int, default=15)
+    add(one, "--rounds", type=_count, default=15)
     add(one, "--device")
     add(one, "--out", help="write the results to this file as JSON")
 
@@ -268,17 +284,17 @@ def parser() -> argparse.ArgumentParser:
     add(one, "--data", default="digits", help="digits, mnist or cifar10")
     add(one, "--out", help="the file to write, or to go on with (default: runs/trilemma-DATA.json)")
     add(one, "--retrain", action="store_true", help="train every model from nothing, with three seeds")
-    add(one, "--n", type=int, help="images a draw (default: as many as the floor is known at, up to 2000)")
-    add(one, "--draws", type=int, help="sampling seeds a training (default: 2 on the digits, else 3)")
+    add(one, "--n", type=_count, help="images a draw (default: as many as the floor is known at, up to 2000)")
+    add(one, "--draws", type=_count, help="sampling seeds a training (default: 2 on the digits, else 3)")
     add(one, "--device")
     add(one, "--own", default="runs", help="folder of weights that are not shipped, as `train` leaves them")
-    add(one, "--steps", type=int, help="with --retrain: train so many steps only, for a rehearsal")
+    add(one, "--steps", type=_count, help="with --retrain: train so many steps only, for a rehearsal")
 
     one = command("race", race)
     add(one, "names", nargs="+", help="recipes, diffusers, denoising-diffusion-pytorch")
     add(one, "--minutes", type=float, nargs="+", default=[30])
-    add(one, "--n", type=int, default=2000)
-    add(one, "--steps", type=int, default=50)
+    add(one, "--n", type=_count, default=2000)
+    add(one, "--steps", type=_count, default=50)
     add(one, "--eta", type=float, default=0.0)
     add(one, "--seeds", type=int, nargs="+", default=[0])
     add(one, "--judge", default="mnist-classifier")
@@ -299,6 +315,8 @@ def main() -> int:
         return 130
     except (ValueError, OSError, FloatingPointError) as error:
         text = getattr(error, "strerror", None) or str(error)
+        if getattr(error, "filename", None):
+            text = f"{error.filename}: {text}"
         print("error:", " ".join(text.split()), file=sys.stderr)
         return 1
 
