@@ -75,9 +75,21 @@ def _logged(run: recipes.Run, every: int, drawing: bool) -> Iterator[Step]:
             for name, value in step.losses.items():
                 writer.add_scalar(name, value, step.index)
             if drawing and run.recipe["method"] == "ddpm" and step.index % every < run.every:
-                images = zoo.draw(zoo.model(run.average, {"recipe": run.recipe}), 64, steps=20)
+                labels = _labels(run.average, 64)
+                images = zoo.draw(zoo.model(run.average, {"recipe": run.recipe}), 64, steps=20, y=labels)
                 writer.add_images("samples", (images + 1) / 2, step.index)
             yield step
+
+
+def _labels(network: torch.nn.Module, n: int, label: int | None = None) -> torch.Tensor | None:
+    """What to tell a network with classes about n images: ``label``, or each class in turn; to another, nothing."""
+    classes = getattr(network, "classes", None)
+    if label is None:
+        return None if classes is None else torch.arange(n) % classes
+    if classes is None or not 0 <= label < classes:
+        has = "takes no labels" if classes is None else f"has labels 0..{classes - 1}"
+        raise ValueError(f"label: this network {has}, got {label}")
+    return torch.full((n,), label)
 
 
 def sample(options: argparse.Namespace) -> None:
@@ -90,8 +102,17 @@ def sample(options: argparse.Namespace) -> None:
     usual = longest if options.sampler.startswith("ddpm") else min(50, longest)
     steps = usual if options.steps is None else options.steps
     how = options.sampler, steps, options.eta, options.seed
-    prompts = None if options.prompt is None else [options.prompt] * options.n
-    images = zoo.draw(model, options.n, *how, power=options.power, prompts=prompts, weight=options.weight)
+    y = prompts = None
+    if options.prompt is None or options.label is not None:
+        y = _labels(model.network, options.n, options.label)
+    else:
+        prompts = [options.prompt] * options.n
+    weight = options.weight
+    if weight is None:
+        weight = 1.0 if prompts is None else 3.0
+    elif y is None and prompts is None:
+        raise ValueError("weight: is of guidance by a label or a prompt, and there is neither")
+    images = zoo.draw(model, options.n, *how, y=y, power=options.power, prompts=prompts, weight=weight)
     save_image((images + 1) / 2, options.out, nrow=max(1, round(options.n**0.5)))
     print(f"{options.n} images: {options.out}")
 
@@ -114,10 +135,13 @@ def evaluate(options: argparse.Namespace) -> None:
             model = zoo.load(name, options.device)
             seeds = range(options.seed, options.seed + options.repeats)
             if "captions" in header["recipe"]:
-                n, how = options.n or 200, (options.weight, options.sampler, options.steps)
+                weight = 3.0 if options.weight is None else options.weight
+                n, how = options.n or 200, (weight, options.sampler, options.steps)
                 both = [(n, pairs, *how, seed) for pairs in ("seen", "unseen") for seed in seeds]
                 found = {"adherence": [adherence.adherence(model, *one) for one in both]}
             else:
+                if options.weight is not None:
+                    raise ValueError(f"weight: is of guidance by prompts, and {header['recipe']['name']} takes none")
                 how = options.n, options.sampler, options.steps, options.eta
                 weights, power = options.inception, options.power
                 found = {"evaluations": [evaluation.evaluate(model, *how, seed, weights, power) for seed in seeds]}
@@ -259,10 +283,12 @@ def parser() -> argparse.ArgumentParser:
         add(one, "--eta", type=float, default=0.0, help="DDIM: 0 draws no noise, 1 is DDPM")
         add(one, "--power", type=float, default=1.0, help="spacing of the steps: 1 even, 2 quadratic")
         add(one, "--n", type=_count, default=64 if name == "sample" else None)
-        add(one, "--weight", type=float, default=3.0, help="of guidance by a prompt; 1 takes it as it is")
+        of = "a prompt (default: 3) or a label (default: 1)" if name == "sample" else "prompts (default: 3)"
+        add(one, "--weight", type=float, help=f"of guidance by {of}; 1 takes it as it is")
         add(one, "--seed", type=int, default=0)
         add(one, "--device")
         if name == "sample":
+            add(one, "--label", type=int, help="class to draw (default: each in turn)")
             add(one, "--prompt", help='what to draw, such as "a large red seven at the top left"')
             add(one, "--out", default="grid.png")
         else:

@@ -254,12 +254,29 @@ def said(monkeypatch, capsys, *arguments: object) -> tuple[int, str]:
         (["evaluate", "digits-ddpm", "--repeats", 0], "error: argument --repeats: must be"),
         (["sample", "digits-ddpm", "--steps", 5000, "--n", 1], "^error: steps: needs 1 <= steps <= T = 1000, got 5000"),
         (["sample", "digits-ddpm", "--sampler", "heun", "--eta", 1], "^error: eta: is for ddim alone, got 1 with heun"),
+        (["sample", "digits-ddpm", "--weight", 2], "^error: weight: is of guidance by a label or a prompt"),
+        (["sample", "digits-ddpm", "--label", 2], "^error: label: this network takes no labels, got 2"),
+        (["sample", "digits-ddpm-class", "--label", 10], r"^error: label: this network has labels 0\.\.9, got 10"),
+        (["sample", "digits-ddpm-class", "--prompt", "a seven"], "^error: prompts: digits-ddpm-class takes no prompts"),
+        (["evaluate", "digits-ddpm-class", "--weight", 7], "^error: weight: is of guidance by prompts"),
     ],
 )
 def test_what_an_option_cannot_be_is_said(monkeypatch, capsys, tmp_path, arguments, complaint):
     monkeypatch.chdir(tmp_path)
     code, line = said(monkeypatch, capsys, *arguments)
     assert code and re.search(complaint, line) and not list(tmp_path.iterdir())
+
+
+def test_a_network_with_classes_is_asked_for_each_in_turn_or_for_one(monkeypatch, capsys, tmp_path):
+    asked = []
+    monkeypatch.setattr(
+        zoo, "draw", lambda model, n, *how, y, weight, **rest: asked.append((y, weight)) or torch.zeros(n, 1, 8, 8)
+    )
+    for more in [], ["--label", 3, "--weight", 2]:
+        how = "digits-ddpm-class", "--n", 12, "--device", "cpu", "--out", tmp_path / "x.png", *more
+        assert said(monkeypatch, capsys, "sample", *how) == (0, "")
+    (turns, usual), (threes, twice) = asked
+    assert turns.tolist() == [*range(10), 0, 1] and threes.tolist() == [3] * 12 and (usual, twice) == (1, 2)
 
 
 def test_losses_and_samples_are_written_for_tensorboard(tmp_path):
