@@ -81,7 +81,8 @@ class VQAutoencoder(Autoencoder):
 
     (means over all numbers), where sg stops the gradient; that of the reconstruction passes from :math:`z_q` to
     :math:`z` as if they were equal. :meth:`decode` quantises first, so what a diffusion model learns is z. The book
-    starts with encodings from the first batch (with several processes, from the first one's part). Source: chapter 11; van den Oord et al. (2017), equation 3.
+    starts with encodings from the first batch (from the first process's part of it, if there are several). Source:
+    chapter 11; van den Oord et al. (2017), equation 3.
     """
 
     moments = 1
