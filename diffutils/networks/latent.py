@@ -114,6 +114,9 @@ class VQAutoencoder(Autoencoder):
         return super().decode(self.quantise(z))
 
     def forward(self, x: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+        """The reconstruction of ``x`` from the nearest codes, and the penalty, a scalar. The first call in training
+        fills the book.
+        """
         z, _ = self.encode(x)
         if self.training and not self.begun:
             rows = z.detach().permute(0, 2, 3, 1).reshape(-1, self.latent)
@@ -154,6 +157,7 @@ class PatchDiscriminator(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(B, channels, H, W)`` to ``(B, H / 2 ** halvings, W / 2 ** halvings)``."""
         return self.body(x)[:, 0]
 
 
