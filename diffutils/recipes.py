@@ -174,7 +174,8 @@ class Run(Iterable[Step]):
         autoencoder: of a model of latents, the autoencoder's weights file; by default what is shipped of that which the
             recipe names.
 
-    Iterating raises what :func:`diffutils.training.fit` raises, and ``OSError`` if nothing can be written in
+    Raises ``ValueError`` if a GAN, a denoising diffusion GAN or an autoencoder is to be trained with ``micro`` or
+    ``shard``. Iterating raises what :func:`diffutils.training.fit` raises, and ``OSError`` if nothing can be written in
     ``folder``.
     """
 
@@ -216,7 +217,7 @@ class Run(Iterable[Step]):
         duel = recipe["method"] in ("gan", "ddg", "autoencoder")
         self.watch = Watch() if recipe["method"] in ("gan", "ddg") else None
         if duel and (micro > 1 or shard):
-            what = "a GAN" if recipe["method"] == "gan" else "an autoencoder"
+            what = {"gan": "a GAN", "ddg": "a denoising diffusion GAN"}.get(recipe["method"], "an autoencoder")
             raise ValueError(f"micro, shard: {what} is trained whole, by one process or by several")
         if world > 1 and not duel:
             network = _spread(network, ema.module, shard, where)

@@ -65,9 +65,13 @@ def model(network: nn.Module, header: dict[str, Any]) -> Model:
 
 
 def kernel(denoise: Denoiser, schedule: Schedule, sampler: str, eta: float = 0.0) -> Kernel:
-    """The reverse step called ``sampler``. Raises ``ValueError`` for a name that is not among ``SAMPLERS``."""
+    """The reverse step called ``sampler``. Raises ``ValueError`` for a name that is not among ``SAMPLERS``, and for an
+    ``eta`` with another than ``ddim``.
+    """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler: must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+    if eta and sampler != "ddim":
+        raise ValueError(f"eta: is for ddim alone, got {eta:g} with {sampler}")
     return SAMPLERS[sampler](denoise, schedule, eta)
 
 

@@ -329,6 +329,8 @@ def test_an_interrupted_run_ends_with_the_same_weights_and_draws(tmp_path):
     assert torch.equal(x, zoo.draw(model, 7, size=7)) and not torch.equal(x, zoo.draw(model, 7, size=7, seed=1))
     found = evaluation.evaluate(model, 360)
     assert found["sampler"] == {"name": "ddg", "steps": 4, "seed": 0} and math.isfinite(found["frechet"]["value"])
+    with pytest.raises(ValueError, match="micro, shard: a denoising diffusion GAN is trained whole"):
+        recipes.Run(recipe, tmp_path, micro=2)
 
 
 @pytest.mark.parametrize("data", ["digits", "mnist"])

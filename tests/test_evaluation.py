@@ -83,6 +83,10 @@ def test_a_number_of_images_without_a_floor_is_refused_before_anything_is_drawn(
         evaluation.evaluate(zoo.load("digits-ddpm", "cpu"), 7)
 
 
+def test_a_fresh_draw_is_as_good_as_the_header_says(as_stored):
+    as_stored(zoo.load("digits-ddpm", "cpu"), 360, 0.0)
+
+
 def test_inception_features_go_to_a_maintained_library_and_come_back_the_same(tmp_path):
     pytest.importorskip("torch_fidelity", reason="torch-fidelity is needed only for scores in Inception's features")
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Inception

@@ -7,11 +7,11 @@ from itertools import islice, repeat
 import pytest
 import torch
 
-from diffutils import bench, evaluation, recipes, runtime, zoo
+from diffutils import bench, recipes, runtime, zoo
 from diffutils.checkpoints import read
 from diffutils.networks.unet import UNet
 from diffutils.objectives import simple_loss
-from diffutils.schedules import linear, subsequence
+from diffutils.schedules import linear
 from diffutils.training import Descent, average
 
 DEVICE = "cuda"
@@ -93,11 +93,10 @@ def test_a_run_goes_on_bit_for_bit(tmp_path):
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-def test_sampling_on_the_gpu_is_as_good_as_its_header_says():
+def test_sampling_on_the_gpu_is_as_good_as_its_header_says(as_stored):
     model = zoo.load("mnist-ddpm", DEVICE)
-    found = evaluation.evaluate(model, 1000, steps=50)["frechet"]
-    assert found < 3 * evaluation.judge("mnist-classifier").header["results"]["floor"]["1000"][0]
-    assert zoo.draw(model, 3, "ddpm", len(subsequence(1000, 20)) - 1).device.type == "cpu"
+    as_stored(model, 2000, 1.0)
+    assert zoo.draw(model, 3, "ddpm", 20).device.type == "cpu"
 
 
 def test_a_gpu_reaches_a_good_share_of_its_peak_on_the_network_of_the_paper():

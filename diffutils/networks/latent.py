@@ -6,6 +6,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from ..runtime import place
 from .autoencoder import Decoder, Encoder
 from .unet import UNet
 
@@ -80,7 +81,8 @@ class VQAutoencoder(Autoencoder):
 
     (means over all numbers), where sg stops the gradient; that of the reconstruction passes from :math:`z_q` to
     :math:`z` as if they were equal. :meth:`decode` quantises first, so what a diffusion model learns is z. The book
-    starts with encodings from the first batch. Source: chapter 11; van den Oord et al. (2017), equation 3.
+    starts with encodings from the first batch (from the first process's part of it, if there are several). Source:
+    chapter 11; van den Oord et al. (2017), equation 3.
     """
 
     moments = 1
@@ -112,11 +114,16 @@ class VQAutoencoder(Autoencoder):
         return super().decode(self.quantise(z))
 
     def forward(self, x: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+        """The reconstruction of ``x`` from the nearest codes, and the penalty, a scalar. The first call in training
+        fills the book.
+        """
         z, _ = self.encode(x)
         if self.training and not self.begun:
             rows = z.detach().permute(0, 2, 3, 1).reshape(-1, self.latent)
             some = torch.randint(len(rows), (len(self.book),), generator=generator, device=z.device)
             self.book.data.copy_(rows[some])
+            if place()[1] > 1:
+                torch.distributed.broadcast(self.book.data, 0)
             self.begun.fill_(True)
         z_q = self.quantise(z)
         penalty = F.mse_loss(z_q, z.detach()) + self.beta * F.mse_loss(z, z_q.detach())
@@ -150,6 +157,7 @@ class PatchDiscriminator(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(B, channels, H, W)`` to ``(B, H / 2 ** halvings, W / 2 ** halvings)``."""
         return self.body(x)[:, 0]
 
 
