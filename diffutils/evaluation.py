@@ -30,9 +30,15 @@ class Judge(NamedTuple):
 @functools.cache
 def judge(name: str) -> Judge:
     """The shipped classifier called ``name`` with its reference features. Raises as :func:`diffutils.recipes.weights`
-    does.
+    does, saying how to make a judge that is not shipped.
     """
-    network, of = zoo.weights(name)
+    try:
+        network, of = zoo.weights(name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"the judge {name} is not shipped: python -m diffutils train {name}, then python -m diffutils evaluate "
+            f"runs/{name}/weights.safetensors --record {FOLDER}"
+        ) from error
     path = FOLDER / f"{name}-reference.safetensors"
     tensors, header = checkpoints.read(path)
     if header["results"] != of["results"]:

@@ -83,6 +83,11 @@ def test_a_number_of_images_without_a_floor_is_refused_before_anything_is_drawn(
         evaluation.evaluate(zoo.load("digits-ddpm", "cpu"), 7)
 
 
+def test_how_to_make_a_judge_that_is_not_shipped_is_said():
+    with pytest.raises(FileNotFoundError, match="the judge cifar10-classifier is not shipped: .* train .* --record /"):
+        evaluation.judge("cifar10-classifier")
+
+
 def test_a_fresh_draw_is_as_good_as_the_header_says(as_stored):
     as_stored(zoo.load("digits-ddpm", "cpu"), 360, 0.0)
 
