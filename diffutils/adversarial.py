@@ -229,8 +229,8 @@ def spread(drawn: Tensor, real: Tensor, t: Tensor, levels: int) -> Tensor:
     """How much what is drawn differs among itself, in units of how much real data does: the ratio of the standard
     deviations of two batches ``(B, *D)``.
 
-    It is taken among rows of the same t ``(B,)``, in 0..levels - 1, and the least ratio is given: near 1 for a good generator, near 0 for
-    one that draws the same again and again at one of the t. Source: chapter 10.
+    It is taken among rows of the same t ``(B,)``, which lies in 0..levels - 1, and the least ratio is given: near 1 for
+    a good generator, near 0 for one that draws the same again and again at one of the t. Source: chapter 10.
     """
     rows = F.one_hot(t, levels).to(real.dtype)
     n = rows.sum(0)
