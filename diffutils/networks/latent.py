@@ -102,8 +102,9 @@ class VQAutoencoder(Autoencoder):
     def nearest(self, z: Tensor) -> Tensor:
         """Which code is nearest: ``(B, latent, h, w)`` to ``(B, h, w)`` int64."""
         rows = z.permute(0, 2, 3, 1)
-        # |z - e|^2 = |z|^2 - 2 z e + |e|^2, of which the first is the same for all codes
-        return (self.book.square().sum(1) - 2 * rows @ self.book.T).argmin(-1)
+        # |z - e|^2 = |z|^2 - 2 z e + |e|^2, of which the first is the same for all codes; in bfloat16 others would win
+        with torch.autocast(z.device.type, enabled=False):
+            return (self.book.square().sum(1) - 2 * rows @ self.book.T).argmin(-1)
 
     def quantise(self, z: Tensor) -> Tensor:
         """The nearest codes themselves, ``(B, latent, h, w)`` to the same."""
