@@ -31,7 +31,7 @@ def train(options: argparse.Namespace) -> None:
     recipe = recipes.recipe(options.recipe, **changes)
     folder = Path(options.out or Path("runs") / options.recipe)
     together = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    on_gpu = runtime.device(options.device).type == "cuda"
+    on_gpu = runtime.own_device(options.device).type == "cuda"
     if together:
         torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
     try:
