@@ -80,7 +80,7 @@ def gaussian_kl(mean_q: Tensor, var_q: Tensor, mean_p: Tensor, var_p: Tensor) ->
         KL(q \,\|\, p) =
             \tfrac12 \sum_i \Bigl[\frac{v_q}{v_p} - 1 - \ln\frac{v_q}{v_p} + \frac{(m_q - m_p)^2}{v_p}\Bigr]_i
 
-    The variances may be anything that broadcasts. Raises ``ValueError`` if one is not positive.
+    The variances may be anything that broadcasts. Raises ``ValueError`` if one on the CPU is not positive.
     Source: chapter 3; Kingma & Welling (2014), appendix B.
     """
     for name, var in ("var_q", var_q), ("var_p", var_p):
@@ -150,8 +150,8 @@ def discrete_log_prob(x_0: Tensor, mean: Tensor, std: Tensor, levels: int) -> Te
     r"""Log-probability of each entry of ``x_0``, ``(B, *D)``, under a Gaussian cut into ``levels`` bins of [-1, 1].
 
     Bin centres are :math:`-1, -1 + \delta, \dots, 1` with :math:`\delta = 2 / (\text{levels} - 1)`; the first and the
-    last bin reach to infinity, so that the probabilities sum to 1. Raises ``ValueError`` if an entry of ``x_0`` is
-    not one of the values. Source: chapter 3; Ho et al. (2020), equation 13.
+    last bin reach to infinity, so that the probabilities sum to 1. Raises ``ValueError`` if ``levels < 2``,
+    and on the CPU if an entry of ``x_0`` is not one of the values. Source: chapter 3; Ho et al. (2020), equation 13.
     """
     if levels < 2:
         raise ValueError(f"levels: must be at least 2, got {levels}")
