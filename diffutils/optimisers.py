@@ -12,9 +12,9 @@ def make(name: str, network: nn.Module) -> list[Optimizer]:
     set.
 
     ``adam``: one, for all. ``muon``: :class:`Muon` for the weights of hidden layers, Adam for the rest: biases, norms,
-    embeddings, and the network's own ``enter``, ``leave``, ``time`` and ``head``. (The autoencoders of
-    :mod:`diffutils.networks.latent` have none of these: all of their convolutions, the first and the last too, and a
-    code book count as hidden.) Raises ``ValueError`` for another name.
+    embeddings, and the network's own ``enter``, ``leave``, ``time`` and ``head``. (An
+    :class:`diffutils.networks.latent.Autoencoder` has none of these: all of its convolutions, the first and the last
+    too, and a code book count as hidden.) Raises ``ValueError`` for another name.
     Source: Kingma & Ba (2015); Jordan et al. (2024).
     """
     if name not in ("adam", "muon"):
