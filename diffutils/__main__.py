@@ -31,10 +31,9 @@ def train(options: argparse.Namespace) -> None:
     recipe = recipes.recipe(options.recipe, **changes)
     folder = Path(options.out or Path("runs") / options.recipe)
     together = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    on_gpu = runtime.device(options.device).type == "cuda"
+    on_gpu = runtime.own_device(options.device).type == "cuda"
     if together:
         torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
-    runtime.fast_float32()
     try:
         run = recipes.Run(
             recipe,
@@ -335,6 +334,8 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run a command; what is the user's to mend is said in one line."""
     options = parser().parse_args()
+    if torch.cuda.is_available():
+        runtime.fast_float32()
     try:
         return options.run(options) or 0
     except KeyboardInterrupt:

@@ -5,7 +5,6 @@ A recipe is plain data (``zoo/recipes.toml``): network, objective, schedule, bud
 
 import functools
 import itertools
-import os
 import tomllib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -195,10 +194,7 @@ class Run(Iterable[Step]):
         autoencoder: Path | str | None = None,
     ):
         rank, world = runtime.place()
-        where = runtime.device(device)
-        if where.type == "cuda" and world > 1:
-            where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(where)
+        where = runtime.own_device(device)
         self.recipe, self.folder, self.device = recipe, Path(folder), where
         x, y = (tensor.to(where) for tensor in _batch(recipe))
         self.stage = None

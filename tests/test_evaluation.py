@@ -83,6 +83,11 @@ def test_a_number_of_images_without_a_floor_is_refused_before_anything_is_drawn(
         evaluation.evaluate(zoo.load("digits-ddpm", "cpu"), 7)
 
 
+def test_how_to_make_a_judge_that_is_not_shipped_is_said():
+    with pytest.raises(FileNotFoundError, match="the judge cifar10-classifier is not shipped: .* train .* --record /"):
+        evaluation.judge("cifar10-classifier")
+
+
 def test_a_fresh_draw_is_as_good_as_the_header_says(as_stored):
     as_stored(zoo.load("digits-ddpm", "cpu"), 360, 0.0)
 
@@ -103,6 +108,22 @@ def test_inception_features_go_to_a_maintained_library_and_come_back_the_same(tm
     assert abs(found["kid"] - metrics.kernel_distance(*of).item()) < 1e-3 * found["kid"]
     with pytest.raises(FileNotFoundError, match="are not there"):
         evaluation.inception(x, y, tmp_path / "missing.pth")
+
+
+def test_inception_may_judge_alone_and_what_it_needs_is_missed_before_anything_is_drawn(monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluation, "_fidelity", lambda weights: None)
+    monkeypatch.setattr(evaluation, "inception", lambda x, y, weights: {"fid": float(len(x)), "kid": float(len(y))})
+    model = zoo.load("digits-ddpm", "cpu")
+    model.header["recipe"] |= {"judge": "cifar10-classifier"}
+    found = evaluation.evaluate(model, 7, steps=1, weights="file")
+    assert found["n"] == 7 and found["inception"]["fid"] == 7 and "frechet" not in found
+    monkeypatch.setattr(zoo, "draw", None)
+    with pytest.raises(FileNotFoundError, match="the judge cifar10-classifier is not shipped"):
+        evaluation.evaluate(model, 7)
+    model.header["recipe"] |= {"data": "cifar10"}
+    monkeypatch.setenv("DIFFUTILS_DATA", "/dev/null/nowhere")
+    with pytest.raises(OSError, match="cifar10: not found"):
+        evaluation.evaluate(model, 7, weights="file")
 
 
 def test_evaluations_with_other_settings_stay_in_the_header(tmp_path):

@@ -66,6 +66,22 @@ def test_no_step_makes_the_processor_wait(optimiser):
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("name", ["digits-vae", "digits-gan", "digits-ddg", "digits-autoencoder", "digits-vq"])
+def test_no_step_of_another_method_makes_it_wait(tmp_path, name):
+    recipe = recipes.recipe(name)
+    if "game" in recipe:  # the discriminator plays from the beginning
+        recipe["game"] = recipe["game"] | {"start": 0, "head_start": 0}
+    run = recipes.Run(recipe, tmp_path, DEVICE, compiled=False)
+    batch = next(run.batches)
+    run.update(batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            run.update(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_compiling_does_not_change_what_is_learned():
     x = torch.rand(32, 1, 8, 8, generator=runtime.generator(1)).to(DEVICE) * 2 - 1
     losses = []

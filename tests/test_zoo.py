@@ -141,6 +141,8 @@ def test_a_model_with_classes_draws_what_it_is_asked_for():
     assert not torch.equal(x, alone) and torch.equal(x[:25], zoo.draw(model, 25, steps=15, y=y[:25], weight=2.0))
     with pytest.raises(ValueError, match="y: digits-ddpm-class takes n labels, got 3"):
         zoo.draw(model, 2, y=torch.tensor([1, 2, 3]))
+    with pytest.raises(ValueError, match="y, prompts: give one of them"):
+        zoo.draw(model, 2, y=torch.arange(2), prompts=["a seven"] * 2)
     with pytest.raises(ValueError, match="y: digits-ddpm takes no labels"):
         zoo.draw(zoo.load("digits-ddpm", "cpu"), 2, y=torch.tensor([1, 2]))
 

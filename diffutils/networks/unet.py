@@ -121,9 +121,10 @@ class UNet(nn.Module):
             wherever there is self-attention pixels ask the words too. ``y=None`` stands for the empty prompt.
 
     Raises:
-        ValueError: for a size that is no power of two from 8 to 256 or that cannot be halved so often, or another
-            patch; from ``forward``, for images of another shape, labels out of range, or labels for an unconditional
-            network, or without the ``z`` that a network with a latent needs.
+        ValueError: for a size that is no power of two from 8 to 256 or that cannot be halved so often, another patch,
+            a width that is no multiple of 8, fewer than 1 channels or classes, or classes beside text; from
+            ``forward``, for images of another shape, labels out of range, or labels for an unconditional network, or
+            without the ``z`` that a network with a latent needs.
 
     Source: chapter 2; Ho et al. (2020), appendix B; Ronneberger et al. (2015).
     """
