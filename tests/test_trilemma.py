@@ -249,7 +249,7 @@ def test_the_command_line_says_what_is_wrong_and_what_is_missing(tmp_path):
     done = diffutils("trilemma", "--data", "sand", "--out", tmp_path / "a.json")
     assert done.returncode == 1 and done.stderr.startswith("error: data: must be one of digits, mnist, cifar10")
     done = diffutils("trilemma", "--data", "cifar10", "--out", tmp_path / "a.json")
-    assert done.returncode == 1 and "cifar10-classifier: its weights are not shipped" in done.stderr
+    assert done.returncode == 1 and "the judge cifar10-classifier is not shipped" in done.stderr
 
 
 SHIPPED = [name for name in entrants.JUDGES if (recipes.FOLDER / f"trilemma-{name}.json").exists()]
