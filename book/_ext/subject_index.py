@@ -205,6 +205,10 @@ class Writer:
         more = {"reftitle": title} if title else {}
         return nodes.reference("", "", nodes.Text(text), internal=True, refuri=uri, **more)
 
+    def term(self, term):
+        """A subject, with a link to its definition if it has one."""
+        return self.link(*self.glossary[term], term) if term in self.glossary else nodes.Text(curly(term))
+
     def to(self, part):
         """A link to a section, by its number, or by its appendix and its title."""
         numbers = self.env.toc_secnumbers.get(part.page, {})
@@ -224,7 +228,7 @@ class Writer:
         """(sort key, entry) of each subject, and of each word that several have in common."""
         scores = mentions(self.subjects, self.parts)
         for term in sorted(set(self.subjects.values())):
-            head = self.link(*self.glossary[term], term) if term in self.glossary else nodes.Text(curly(term))
+            head = self.term(term)
             places = [(self.to(self.parts[i]), treated) for i, treated in chosen(scores[term], self.parts)]
             links = [nodes.strong("", "", link) if treated else link for link, treated in places]
             if links or term in self.glossary:
@@ -235,10 +239,8 @@ class Writer:
                 alike[term.split()[-1]].append(term)
         also = {word: terms for word, terms in alike.items() if len(terms) > 1 and word not in self.subjects}
         for words, terms in [*also.items(), *((words, [term]) for words, term in self.see.items())]:
-            see = [
-                self.link(*self.glossary[term], term) if term in self.glossary else nodes.Text(term) for term in terms
-            ]
-            yield key(words), self.entry([nodes.Text(curly(words)), nodes.Text(", "), nodes.emphasis("", "see")], see, " ")
+            head = [nodes.Text(curly(words)), nodes.Text(", "), nodes.emphasis("", "see")]
+            yield key(words), self.entry(head, [self.term(term) for term in terms], " ")
 
     def propositions(self):
         for part in self.parts:
