@@ -31,10 +31,9 @@ def train(options: argparse.Namespace) -> None:
     recipe = recipes.recipe(options.recipe, **changes)
     folder = Path(options.out or Path("runs") / options.recipe)
     together = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    on_gpu = runtime.device(options.device).type == "cuda"
+    on_gpu = runtime.own_device(options.device).type == "cuda"
     if together:
         torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
-    runtime.fast_float32()
     try:
         run = recipes.Run(
             recipe,
@@ -45,7 +44,7 @@ def train(options: argparse.Namespace) -> None:
             options.shard,
             options.compile,
             options.snapshots,
-            options.every or (20 if on_gpu else 1),
+            (20 if on_gpu else 1) if options.every is None else options.every,
         )
         first = runtime.place()[0] == 0
         walk = _logged(run, options.tensorboard, not options.shard) if options.tensorboard and first else run
@@ -75,27 +74,51 @@ def _logged(run: recipes.Run, every: int, drawing: bool) -> Iterator[Step]:
             for name, value in step.losses.items():
                 writer.add_scalar(name, value, step.index)
             if drawing and run.recipe["method"] == "ddpm" and step.index % every < run.every:
-                images = zoo.draw(zoo.model(run.average, {"recipe": run.recipe}), 64, steps=20)
+                labels = _labels(run.average, 64)
+                images = zoo.draw(zoo.model(run.average, {"recipe": run.recipe}), 64, steps=20, y=labels)
                 writer.add_images("samples", (images + 1) / 2, step.index)
             yield step
+
+
+def _labels(network: torch.nn.Module, n: int, label: int | None = None) -> torch.Tensor | None:
+    """What to tell a network with classes about n images: ``label``, or each class in turn; to another, nothing."""
+    classes = getattr(network, "classes", None)
+    if label is None:
+        return None if classes is None else torch.arange(n) % classes
+    if classes is None or not 0 <= label < classes:
+        has = "takes no labels" if classes is None else f"has labels 0..{classes - 1}"
+        raise ValueError(f"label: this network {has}, got {label}")
+    return torch.full((n,), label)
 
 
 def sample(options: argparse.Namespace) -> None:
     """Draw a grid of images into a file."""
     from torchvision.utils import save_image
 
+    _check_folder(options.out)
     model = zoo.load(options.recipe, options.device)
     longest = model.schedule.T if model.denoise else 1  # what is no diffusion model draws in its own way
-    steps = min(options.steps or (longest if options.sampler.startswith("ddpm") else 50), longest)
+    usual = longest if options.sampler.startswith("ddpm") else min(50, longest)
+    steps = usual if options.steps is None else options.steps
     how = options.sampler, steps, options.eta, options.seed
-    prompts = None if options.prompt is None else [options.prompt] * options.n
-    images = zoo.draw(model, options.n, *how, power=options.power, prompts=prompts, weight=options.weight)
+    y = prompts = None
+    if options.prompt is None or options.label is not None:
+        y = _labels(model.network, options.n, options.label)
+    else:
+        prompts = [options.prompt] * options.n
+    weight = options.weight
+    if weight is None:
+        weight = 1.0 if prompts is None else 3.0
+    elif y is None and prompts is None:
+        raise ValueError("weight: is of guidance by a label or a prompt, and there is neither")
+    images = zoo.draw(model, options.n, *how, y=y, power=options.power, prompts=prompts, weight=weight)
     save_image((images + 1) / 2, options.out, nrow=max(1, round(options.n**0.5)))
     print(f"{options.n} images: {options.out}")
 
 
 def evaluate(options: argparse.Namespace) -> None:
     """Measure models and autoencoders, or calibrate a classifier; print the results, and keep them if asked to."""
+    _check_folder(options.out)
     results = []
     for name in options.recipe:
         header = zoo.weights(name)[1]
@@ -111,10 +134,13 @@ def evaluate(options: argparse.Namespace) -> None:
             model = zoo.load(name, options.device)
             seeds = range(options.seed, options.seed + options.repeats)
             if "captions" in header["recipe"]:
-                n, how = options.n or 200, (options.weight, options.sampler, options.steps)
+                weight = 3.0 if options.weight is None else options.weight
+                n, how = options.n or 200, (weight, options.sampler, options.steps)
                 both = [(n, pairs, *how, seed) for pairs in ("seen", "unseen") for seed in seeds]
                 found = {"adherence": [adherence.adherence(model, *one) for one in both]}
             else:
+                if options.weight is not None:
+                    raise ValueError(f"weight: is of guidance by prompts, and {header['recipe']['name']} takes none")
                 how = options.n, options.sampler, options.steps, options.eta
                 weights, power = options.inception, options.power
                 found = {"evaluations": [evaluation.evaluate(model, *how, seed, weights, power) for seed in seeds]}
@@ -123,6 +149,12 @@ def evaluate(options: argparse.Namespace) -> None:
         results.append({"recipe": header["recipe"]["name"], "trained": header["trained"]} | found)
         print(json.dumps(results[-1]), flush=True)
     _keep(results, options.out)
+
+
+def _check_folder(out: str | None) -> None:
+    """Say that there is no place for a file before the work that it is to hold is done."""
+    if out and not Path(out).parent.is_dir():
+        raise FileNotFoundError(f"out: there is no folder {Path(out).parent}")
 
 
 def _keep(results: Any, out: str | None) -> None:
@@ -206,6 +238,13 @@ def diagnose(options: argparse.Namespace) -> int:
     return doctor.main()
 
 
+def _count(text: str) -> int:
+    """A whole number from 1 on, as an option gives it."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, got {text}")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """Every command with its options."""
     main = argparse.ArgumentParser("python -m diffutils", description="Train, sample and measure the book's models.")
@@ -223,40 +262,42 @@ def parser() -> argparse.ArgumentParser:
     add(one, "recipe", help="its name, as `recipes` lists them")
     add(one, "--out", help="folder for checkpoints and weights (default: runs/RECIPE); run again to go on from there")
     add(one, "--minutes", type=float, help="train so long, instead of the recipe's number of steps")
-    add(one, "--steps", type=int, help="train so many steps, instead of the recipe's")
-    add(one, "--batch", type=int, help="rows of a batch, of all processes together")
+    add(one, "--steps", type=_count, help="train so many steps, instead of the recipe's")
+    add(one, "--batch", type=_count, help="rows of a batch, of all processes together")
     add(one, "--seed", type=int)
     add(one, "--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
-    add(one, "--micro", type=int, default=1, help="parts to divide a batch in, for less memory")
+    add(one, "--micro", type=_count, default=1, help="parts to divide a batch in, for less memory")
     add(one, "--shard", action="store_true", help="spread the weights over the processes (FSDP)")
     add(one, "--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: on GPUs)")
     add(one, "--snapshots", type=int, default=0, help="also keep weights at 1/2, 1/4, ... of the steps")
-    add(one, "--every", type=int, help="read the losses every so many steps (default: 1, on a GPU 20)")
-    add(one, "--tensorboard", type=int, metavar="N", help="write losses, and samples every N steps, for TensorBoard")
+    add(one, "--every", type=_count, help="read the losses every so many steps (default: 1, on a GPU 20)")
+    add(one, "--tensorboard", type=_count, metavar="N", help="write losses, and samples every N steps, for TensorBoard")
 
     for name, run in ("sample", sample), ("evaluate", evaluate):
         one = command(name, run)
         several = {"nargs": "+"} if name == "evaluate" else {}
         add(one, "recipe", help="its name, for the shipped weights, or a weights file", **several)
         add(one, "--sampler", choices=zoo.SAMPLERS, default="ddim")
-        add(one, "--steps", type=int, default=None if name == "sample" else 50)
+        add(one, "--steps", type=_count, default=None if name == "sample" else 50)
         add(one, "--eta", type=float, default=0.0, help="DDIM: 0 draws no noise, 1 is DDPM")
         add(one, "--power", type=float, default=1.0, help="spacing of the steps: 1 even, 2 quadratic")
-        add(one, "--n", type=int, default=64 if name == "sample" else None)
-        add(one, "--weight", type=float, default=3.0, help="of guidance by a prompt; 1 takes it as it is")
+        add(one, "--n", type=_count, default=64 if name == "sample" else None)
+        of = "a prompt (default: 3) or a label (default: 1)" if name == "sample" else "prompts (default: 3)"
+        add(one, "--weight", type=float, help=f"of guidance by {of}; 1 takes it as it is")
         add(one, "--seed", type=int, default=0)
         add(one, "--device")
         if name == "sample":
+            add(one, "--label", type=int, help="class to draw (default: each in turn)")
             add(one, "--prompt", help='what to draw, such as "a large red seven at the top left"')
             add(one, "--out", default="grid.png")
         else:
-            add(one, "--repeats", type=int, default=1, help="measure with so many seeds")
+            add(one, "--repeats", type=_count, default=1, help="measure with so many seeds")
             add(one, "--record", help="write the weights with these results in their header to this file (or folder)")
             add(one, "--inception", help="weights of torch-fidelity's Inception network: add the papers' FID and KID")
             add(one, "--out", help="write the results to this file as JSON")
 
     one = command("bench", benchmark)
-    add(one, "--rounds", type=int, default=15)
+    add(one, "--rounds", type=_count, default=15)
     add(one, "--device")
     add(one, "--out", help="write the results to this file as JSON")
 
@@ -268,17 +309,17 @@ def parser() -> argparse.ArgumentParser:
     add(one, "--data", default="digits", help="digits, mnist or cifar10")
     add(one, "--out", help="the file to write, or to go on with (default: runs/trilemma-DATA.json)")
     add(one, "--retrain", action="store_true", help="train every model from nothing, with three seeds")
-    add(one, "--n", type=int, help="images a draw (default: as many as the floor is known at, up to 2000)")
-    add(one, "--draws", type=int, help="sampling seeds a training (default: 2 on the digits, else 3)")
+    add(one, "--n", type=_count, help="images a draw (default: as many as the floor is known at, up to 2000)")
+    add(one, "--draws", type=_count, help="sampling seeds a training (default: 2 on the digits, else 3)")
     add(one, "--device")
     add(one, "--own", default="runs", help="folder of weights that are not shipped, as `train` leaves them")
-    add(one, "--steps", type=int, help="with --retrain: train so many steps only, for a rehearsal")
+    add(one, "--steps", type=_count, help="with --retrain: train so many steps only, for a rehearsal")
 
     one = command("race", race)
     add(one, "names", nargs="+", help="recipes, diffusers, denoising-diffusion-pytorch")
     add(one, "--minutes", type=float, nargs="+", default=[30])
-    add(one, "--n", type=int, default=2000)
-    add(one, "--steps", type=int, default=50)
+    add(one, "--n", type=_count, default=2000)
+    add(one, "--steps", type=_count, default=50)
     add(one, "--eta", type=float, default=0.0)
     add(one, "--seeds", type=int, nargs="+", default=[0])
     add(one, "--judge", default="mnist-classifier")
@@ -293,12 +334,16 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run a command; what is the user's to mend is said in one line."""
     options = parser().parse_args()
+    if torch.cuda.is_available():
+        runtime.fast_float32()
     try:
         return options.run(options) or 0
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, FloatingPointError) as error:
         text = getattr(error, "strerror", None) or str(error)
+        if getattr(error, "filename", None):
+            text = f"{error.filename}: {text}"
         print("error:", " ".join(text.split()), file=sys.stderr)
         return 1
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import canvas, captions, evaluation, metrics, recipes, zoo
+from . import canvas, captions, evaluation, metrics, recipes, runtime, zoo
 from .latents import SEEDS, Cell
 from .networks.classifier import Classifier
 from .networks.latent import Autoencoder
@@ -150,7 +150,8 @@ def _ceiling(name: str, what: str, pairs: str, n: int) -> dict[str, Any]:
     network, header = recipes.weights(name)
     x, _ = real(header["recipe"]["data"], pairs, n)
     if what == "reconstructed":
-        x = torch.cat([network.decode(network.encode(part)) for part in x.split(50)]).clamp(-1, 1)
+        noise = runtime.generator(0)
+        x = torch.cat([network.decode(network.encode(part, noise)) for part in x.split(50)]).clamp(-1, 1)
     return compare(header["recipe"], x, pairs)
 
 

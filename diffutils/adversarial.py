@@ -55,6 +55,8 @@ class Deal(NamedTuple):
     """What the generator offers in its place, another at each call."""
     t: Tensor
     """Where in the chain each row is, ``(B,)``; all the same for a plain GAN."""
+    levels: int
+    """t lies in 0..levels - 1."""
 
 
 class Duel(Descent):
@@ -112,14 +114,14 @@ class Duel(Descent):
     def deal(self, x: Tensor) -> Deal:
         """This step's game, from a batch of data."""
         everywhere = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        return Deal(x, self.network.discriminator, lambda: self.network.sample(len(x), self.noise), everywhere)
+        return Deal(x, self.network.discriminator, lambda: self.network.sample(len(x), self.noise), everywhere, 1)
 
     def __call__(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         network, x = self.network.train(), batch[0]
         highest = 0.5 + 0.5 * math.cos(math.pi * min(self._fraction(), 1)) if self.fall else 1
         rate = self.lr * min((self.index + 1) / self.warmup, highest)
         losses = {}
-        real, judge, draw, t = self.deal(x)
+        real, judge, draw, t, levels = self.deal(x)
 
         network.discriminator.requires_grad_(True)
         with torch.no_grad(), autocast(x.device, self.bf16):
@@ -129,7 +131,7 @@ class Duel(Descent):
             loss = discriminator_loss(*odds)
         losses["discriminator"] = loss.detach()
         losses["right"] = torch.cat([odds[0] > 0, odds[1] < 0]).float().mean()
-        losses["spread"] = spread(drawn.float(), real, t)
+        losses["spread"] = spread(drawn.float(), real, t, levels)
         if self.gamma and self.index % self.lazy == 0:
             # in float32: bfloat16 has too few digits for a second derivative
             penalty = r1_penalty(judge, real)
@@ -195,7 +197,7 @@ class DiffusionDuel(Duel):
             answer = generate(self.network.generator, x_t, t, self.noise).float()
             return answer if self.network.direct else posterior_draw(x_t, answer, t, self.schedule, self.noise)
 
-        return Deal(x_s, lambda of: self.network.discriminator(of, x_t, t), draw, t)
+        return Deal(x_s, lambda of: self.network.discriminator(of, x_t, t), draw, t, self.schedule.T + 1)
 
 
 def step_pair(x_0: Tensor, t: Tensor, schedule: Schedule, generator: Generator | None) -> tuple[Tensor, Tensor]:
@@ -223,14 +225,14 @@ def posterior_draw(x_t: Tensor, x_0: Tensor, t: Tensor, schedule: Schedule, gene
     return mean + variance.sqrt() * noise
 
 
-def spread(drawn: Tensor, real: Tensor, t: Tensor) -> Tensor:
+def spread(drawn: Tensor, real: Tensor, t: Tensor, levels: int) -> Tensor:
     """How much what is drawn differs among itself, in units of how much real data does: the ratio of the standard
     deviations of two batches ``(B, *D)``.
 
-    It is taken among rows of the same t ``(B,)``, and the least ratio is given: near 1 for a good generator, near 0 for
-    one that draws the same again and again at one of the t. Source: chapter 10.
+    It is taken among rows of the same t ``(B,)``, which lies in 0..levels - 1, and the least ratio is given: near 1 for
+    a good generator, near 0 for one that draws the same again and again at one of the t. Source: chapter 10.
     """
-    rows = F.one_hot(t).to(real.dtype)
+    rows = F.one_hot(t, levels).to(real.dtype)
     n = rows.sum(0)
 
     def variance(x: Tensor) -> Tensor:

@@ -66,6 +66,7 @@ class Diffusers(nn.Module):
         )
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """``(B, C, H, W)`` and t ``(B,)`` in 1..T to ``(B, C, H, W)``."""
         return self.network(x_t, t - 1).sample
 
 

@@ -94,7 +94,9 @@ def caption(
 
 
 def sentences(of: dict[str, Tensor], generator: Generator | None = None, leave_out: float = 0.0) -> list[str]:
-    """A sentence for each row of what is :func:`said`; the rest is as for :func:`caption`."""
+    """A sentence for each row of what is :func:`said`; the rest is as for :func:`caption`. Raises
+    ``ValueError`` unless ``0 <= leave_out <= 1``.
+    """
     if not 0 <= leave_out <= 1:
         raise ValueError(f"leave_out: must lie in [0, 1], got {leave_out}")
     rows = {name: value.tolist() for name, value in of.items()}

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GaussianMixture:
     r"""A mixture of isotropic Gaussians, whose forward and reverse diffusion are known exactly.
 
@@ -64,9 +64,12 @@ class GaussianMixture:
 
     def log_prob(self, x: Tensor) -> Tensor:
         r""":math:`\log q(x)` in nats; ``(..., D)`` to ``(...)``. Raises ``ValueError`` if a component is a point."""
+        self._check_density()
+        return torch.logsumexp(self._log_joint(x), -1)
+
+    def _check_density(self) -> None:
         if (self.variance == 0).any():
             raise ValueError("variance: a mixture with point components has no density; diffuse it first")
-        return torch.logsumexp(self._log_joint(x), -1)
 
     def _log_joint(self, x: Tensor) -> Tensor:
         """log w_k + log N(x; m_k, v_k I), ``(..., K)``, for all components at once."""
@@ -85,7 +88,10 @@ class GaussianMixture:
         return mean.gather(1, k[..., None].expand(-1, 1, self.dims))[:, 0] + variance.gather(1, k).sqrt() * z
 
     def score(self, x: Tensor) -> Tensor:
-        r""":math:`\nabla_x \log q(x) = \sum_k p(k \mid x)\, (m_k - x) / v_k`; ``(..., D)`` to ``(..., D)``."""
+        r""":math:`\nabla_x \log q(x) = \sum_k p(k \mid x)\, (m_k - x) / v_k`; ``(..., D)`` to ``(..., D)``. Raises
+        ``ValueError`` if a component is a point.
+        """
+        self._check_density()
         p = self._log_joint(x).softmax(-1) / self.variance
         return (p[..., None, :] @ self.mean)[..., 0, :] - p.sum(-1, keepdim=True) * x
 

@@ -196,8 +196,12 @@ def image_sets(named: str | None, folder: Path) -> Finding:
     if named and not folder.is_dir():
         mend = f"mkdir -p {folder}, or set DIFFUTILS_DATA to the folder that has MNIST/raw, or unset it"
         return Finding("fault", f"DIFFUTILS_DATA names {folder}, and there is no such folder.", mend)
-    places = {"MNIST": "MNIST/raw", "Fashion-MNIST": "FashionMNIST/raw", "CIFAR-10": "cifar-10-batches-py"}
-    there = [name for name, place in places.items() if (folder / place).is_dir()]
+    places = {
+        "MNIST": "MNIST/raw/train-images-idx3-ubyte*",
+        "Fashion-MNIST": "FashionMNIST/raw/train-images-idx3-ubyte*",
+        "CIFAR-10": "cifar-10-batches-py/data_batch_1",
+    }
+    there = [name for name, place in places.items() if any(folder.glob(place))]
     if there:
         return Finding("fine", f"{', '.join(there)} in {folder}")
     what = f"No MNIST in {folder}. No chapter needs it; training the MNIST recipes does, and fetches it once."
@@ -265,19 +269,21 @@ print(json.dumps({"prefix": sys.prefix, "package": spec and os.path.dirname(spec
         return {"error": _line(error)}
 
 
-def _free_memory() -> int | None:
-    """Bytes of memory that can be had, no more than a container's limit leaves."""
+def _free_memory(group: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes of memory that can be had, no more than a container's limit (that of ``group``) leaves; what it keeps of
+    files that nothing uses now can be had too.
+    """
     try:
         import psutil
 
         free = psutil.virtual_memory().available
     except ImportError:
         return None
-    group = Path("/sys/fs/cgroup")
     try:
         limit, used = ((group / name).read_text("utf-8").strip() for name in ("memory.max", "memory.current"))
-        return free if limit == "max" else min(free, int(limit) - int(used))
-    except (OSError, ValueError):
+        kept = dict(line.split() for line in (group / "memory.stat").read_text("utf-8").splitlines())
+        return free if limit == "max" else min(free, int(limit) - int(used) + int(kept["inactive_file"]))
+    except (OSError, ValueError, KeyError):
         return free
 
 

@@ -3,6 +3,7 @@
 import functools
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils.data import Dataset
 
 from . import canvas, checkpoints, metrics, runtime, zoo
 from .networks.classifier import Classifier
-from .recipes import FOLDER
+from .recipes import FOLDER, located
 
 SIZES = (360, 1000, 2000, 5000)
 """Numbers of images at which floors are measured."""
@@ -30,9 +31,15 @@ class Judge(NamedTuple):
 @functools.cache
 def judge(name: str) -> Judge:
     """The shipped classifier called ``name`` with its reference features. Raises as :func:`diffutils.recipes.weights`
-    does.
+    does, saying how to make a judge that is not shipped.
     """
-    network, of = zoo.weights(name)
+    try:
+        network, of = zoo.weights(name)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"the judge {name} is not shipped: python -m diffutils train {name}, then python -m diffutils evaluate "
+            f"runs/{name}/weights.safetensors --record {FOLDER}"
+        ) from error
     path = FOLDER / f"{name}-reference.safetensors"
     tensors, header = checkpoints.read(path)
     if header["results"] != of["results"]:
@@ -160,15 +167,12 @@ def inception(x: Tensor, y: Tensor, weights: str | Path, layer: str = "2048") ->
     ``weights`` is the file of that library's Inception network, 91 MB, which is not part of the book; ``layer`` is
     one of its layers. Raises ``ImportError`` without the library, ``FileNotFoundError`` without the file.
     """
-    import torch_fidelity
-
-    if not Path(weights).is_file():
-        raise FileNotFoundError(f"{weights}: the weights of torch-fidelity's Inception network are not there")
+    library = _fidelity(weights)
 
     def bytes_of(images: Tensor) -> Tensor:
         return ((images.cpu() + 1) * 127.5).round().clamp(0, 255).byte().expand(-1, 3, -1, -1)
 
-    found = torch_fidelity.calculate_metrics(
+    found = library.calculate_metrics(
         input1=_Rows(bytes_of(x)),
         input2=_Rows(bytes_of(y)),
         fid=True,
@@ -177,12 +181,20 @@ def inception(x: Tensor, y: Tensor, weights: str | Path, layer: str = "2048") ->
         feature_layer_fid=layer,
         feature_layer_kid=layer,
         feature_extractor_weights_path=str(weights),
-        cuda=x.is_cuda,
+        cuda=torch.cuda.is_available(),
         cache=False,
         save_cpu_ram=True,
         verbose=False,
     )
     return {"fid": found["frechet_inception_distance"], "kid": found["kernel_inception_distance_mean"]}
+
+
+def _fidelity(weights: str | Path) -> ModuleType:
+    import torch_fidelity
+
+    if not Path(weights).is_file():
+        raise FileNotFoundError(f"{weights}: the weights of torch-fidelity's Inception network are not there")
+    return torch_fidelity
 
 
 class _Rows(Dataset[Tensor]):
@@ -219,12 +231,27 @@ def evaluate(
 
     By default n is 5000, or the most below that at which the recipe's judge knows its floor. A network with classes is
     asked for each of them equally often, without guidance beyond the label (weight 1). With ``weights`` the scores of
-    :func:`inception` against the training images are added, which needs the data.
+    :func:`inception` against the training images are added, which needs the data; for an ``n`` that the judge knows no
+    floor of, such as the papers' 50,000, or without the judge, they are all there is.
     """
-    by = judge(model.header["recipe"]["judge"])
-    if n is None:
-        n = max(known for known in map(int, by.header["results"]["floor"]) if known <= 5000)
-    check_n(by, n)
+    recipe, by = model.header["recipe"], None
+    if weights is not None:  # what is missing is missed before anything is drawn
+        _fidelity(weights)
+        real = canvas.images(recipe["data"]).x
+    alone = weights is not None and n is not None
+    try:
+        by = judge(recipe["judge"])
+    except FileNotFoundError:
+        if not alone:
+            raise
+    if by is not None:
+        floor = by.header["results"]["floor"]
+        if n is None:
+            n = max(known for known in map(int, floor) if known <= 5000)
+        if alone and str(n) not in floor:
+            by = None
+        else:
+            check_n(by, n)
     classes = getattr(model.network, "classes", None)
     y = None if classes is None else torch.arange(n) % classes
     start = time.perf_counter()
@@ -237,17 +264,18 @@ def evaluate(
         settings = {"name": "one call", "seed": seed}
     elif model.denoise is None:
         settings = {"name": "ddg", "steps": model.schedule.T, "seed": seed}
-    results = {"sampler": settings, "seconds an image": round(seconds / n, 5)} | compare(by, x)
+    results = {"sampler": settings, "seconds an image": round(seconds / n, 5)}
+    results |= {"n": n} if by is None else compare(by, x)
     if weights is not None:
-        results["inception"] = inception(x, canvas.images(model.header["recipe"]["data"]).x, weights)
+        results["inception"] = inception(x, real, weights)
     return results
 
 
-def record(path: str | Path, results: dict[str, Any], to: str | Path) -> None:
-    """Copy a weights file to ``to`` with ``results`` added to its header; of ``evaluations`` those with other settings
-    stay.
+def record(name: str | Path, results: dict[str, Any], to: str | Path) -> None:
+    """Copy the weights file ``name`` (or a recipe's shipped one) to ``to`` with ``results`` added to its header; of
+    ``evaluations`` those with other settings stay.
     """
-    tensors, header = checkpoints.read(path)
+    tensors, header = checkpoints.read(located(name))
     added, kept = results.get("evaluations", []), header["results"].get("evaluations", [])
     settings = [(one["n"], one["sampler"]) for one in added]
     header["results"] |= results

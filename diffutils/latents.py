@@ -207,17 +207,19 @@ def _fit(recipe: recipes.Recipe) -> tuple[nn.Module, dict[str, Any]]:
 
 def autoencoders() -> Iterator[Cell]:
     """Autoencoders of the digits at 32 pixels: f = 4 with and without the adversarial term, and one with codes, from
-    three seeds; f = 2 and 8 from one.
+    three seeds; f = 2 and 8 from one; f = 8 with a single channel, where little is kept, with and without, from three.
     """
     levels = {2: [1], 4: [1, 2], 8: [1, 2, 2]}
-    cells = [(seed, *how) for seed in SEEDS for how in (("digits-autoencoder", 4, 16), ("digits-autoencoder", 4, 0))]
-    cells += [(0, "digits-autoencoder", factor, against) for factor in (2, 8) for against in (16, 0)]
-    cells += [(seed, "digits-vq", 4, 16) for seed in SEEDS]
-    for seed, name, factor, against in cells:
+    both = (("digits-autoencoder", 4, 16), ("digits-autoencoder", 4, 0))
+    cells = [(seed, *how, 4) for seed in SEEDS for how in both]
+    cells += [(0, "digits-autoencoder", factor, against, 4) for factor in (2, 8) for against in (16, 0)]
+    cells += [(seed, "digits-vq", 4, 16, 4) for seed in SEEDS]
+    cells += [(seed, "digits-autoencoder", 8, against, 1) for seed in SEEDS for against in (16, 0)]
+    for seed, name, factor, against, channels in cells:
         recipe = recipes.recipe(name, seed=seed, against=against)
-        recipe["network"] = recipe["network"] | {"multipliers": levels[factor]}
+        recipe["network"] = recipe["network"] | {"multipliers": levels[factor], "latent": channels}
         settings = {"recipe": name, "factor": factor, "adversarial": against > 0, "seed": seed}
-        yield settings, partial(_autoencoder, recipe)
+        yield settings | ({"channels": 1} if channels == 1 else {}), partial(_autoencoder, recipe)
 
 
 def _autoencoder(recipe: recipes.Recipe) -> dict[str, Any]:

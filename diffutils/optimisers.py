@@ -4,13 +4,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .runtime import has_bf16
+
 
 def make(name: str, network: nn.Module) -> list[Optimizer]:
     """The optimisers called ``name`` for the network's parameters (but for frozen ones), with learning rates yet to be
     set.
 
     ``adam``: one, for all. ``muon``: :class:`Muon` for the weights of hidden layers, Adam for the rest: biases, norms,
-    embeddings, and what is called ``enter``, ``leave`` or ``head``. Raises ``ValueError`` for another name.
+    embeddings, and the network's own ``enter``, ``leave``, ``time`` and ``head``. (An
+    :class:`diffutils.networks.latent.Autoencoder` has none of these: all of its convolutions, the first and the last
+    too, and a code book count as hidden.) Raises ``ValueError`` for another name.
     Source: Kingma & Ba (2015); Jordan et al. (2024).
     """
     if name not in ("adam", "muon"):
@@ -65,14 +69,16 @@ class Muon(Optimizer):
 
 
 def orthogonal(matrix: Tensor, iterations: int = 5) -> Tensor:
-    r"""Roughly the nearest matrix with orthonormal rows or columns, in bfloat16: singular values within 0.7 to 1.2.
+    r"""Roughly the nearest matrix with orthonormal rows or columns, in bfloat16 where the hardware has it, else in
+    float32: singular values within 0.7 to 1.2.
 
     Five rounds of :math:`X \leftarrow a X + b\, X X^\top X + c\, (X X^\top)^2 X`, whose polynomial drives singular
     values in (0, 1] towards 1, after a division that brings them there. Source: Jordan et al. (2024).
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     wide = len(matrix) <= matrix.shape[1]
-    x = matrix.bfloat16() if wide else matrix.bfloat16().T
+    x = matrix.bfloat16() if has_bf16(matrix.device) else matrix.float()
+    x = x if wide else x.T
     x = x / (x.norm() + 1e-7)
     for _ in range(iterations):
         xx = x @ x.T

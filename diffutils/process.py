@@ -188,7 +188,7 @@ def guided(
     Salimans write w - 1. The network must have learned without labels too: label ``network.nothing`` stands for none.
     Labels are ``(B,)``, those of a network with a text encoder tokens ``(B, L)``, among which the empty prompt is all
     ``network.nothing``; the rest is as for :func:`denoiser`. It costs one call of twice the batch (of once the batch at
-    w = 0 and 1). Source: chapter 8; Ho & Salimans (2021), equation 6.
+    w = 0 and 1). Source: chapter 8; Ho & Salimans (2022), equation 6.
     """
     nothing = torch.full_like(y, network.nothing)
     if weight in (0, 1):

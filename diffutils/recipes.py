@@ -5,7 +5,6 @@ A recipe is plain data (``zoo/recipes.toml``): network, objective, schedule, bud
 
 import functools
 import itertools
-import os
 import tomllib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -76,22 +75,29 @@ def build(recipe: Recipe, stage: Recipe | None = None) -> nn.Module:
         return kinds[settings.pop("name")](**settings)
 
 
+def located(name: str | Path) -> Path:
+    """The file of a recipe's shipped weights, or the weights file itself. Raises as :func:`weights` does for names."""
+    path = Path(name)
+    if path.suffix == ".safetensors":
+        return path
+    if str(name) not in recipes():
+        raise ValueError(f"name: must be a .safetensors file or one of {', '.join(recipes())}, got {str(name)!r}")
+    path = FOLDER / f"{name}.safetensors"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{name}: its weights are not shipped with the book. Train them (python -m diffutils train {name}), "
+            f"then give the file that this writes"
+        )
+    return path
+
+
 def weights(name: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a recipe with its shipped weights, or that of a weights file, and the file's header.
 
     Raises ``ValueError`` for a name that is neither a recipe nor a file, and if the file is damaged;
     ``FileNotFoundError`` if that recipe's weights are not shipped.
     """
-    path = Path(name)
-    if path.suffix != ".safetensors":
-        if str(name) not in recipes():
-            raise ValueError(f"name: must be a .safetensors file or one of {', '.join(recipes())}, got {str(name)!r}")
-        path = FOLDER / f"{name}.safetensors"
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{name}: its weights are not shipped with the book. Train them (python -m diffutils train {name}), "
-                f"then give the file that this writes"
-            )
+    path = located(name)
     tensors, header = checkpoints.read(path)
     if "recipe" not in header or "trained" not in header:
         raise ValueError(f"{path}: holds no trained network (a checkpoint? its weights are written at the end)")
@@ -167,7 +173,8 @@ class Run(Iterable[Step]):
         autoencoder: of a model of latents, the autoencoder's weights file; by default what is shipped of that which the
             recipe names.
 
-    Iterating raises what :func:`diffutils.training.fit` raises, and ``OSError`` if nothing can be written in
+    Raises ``ValueError`` if a GAN, a denoising diffusion GAN or an autoencoder is to be trained with ``micro`` or
+    ``shard``. Iterating raises what :func:`diffutils.training.fit` raises, and ``OSError`` if nothing can be written in
     ``folder``.
     """
 
@@ -187,10 +194,7 @@ class Run(Iterable[Step]):
         autoencoder: Path | str | None = None,
     ):
         rank, world = runtime.place()
-        where = runtime.device(device)
-        if where.type == "cuda" and world > 1:
-            where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(where)
+        where = runtime.own_device(device)
         self.recipe, self.folder, self.device = recipe, Path(folder), where
         x, y = (tensor.to(where) for tensor in _batch(recipe))
         self.stage = None
@@ -209,7 +213,7 @@ class Run(Iterable[Step]):
         duel = recipe["method"] in ("gan", "ddg", "autoencoder")
         self.watch = Watch() if recipe["method"] in ("gan", "ddg") else None
         if duel and (micro > 1 or shard):
-            what = "a GAN" if recipe["method"] == "gan" else "an autoencoder"
+            what = {"gan": "a GAN", "ddg": "a denoising diffusion GAN"}.get(recipe["method"], "an autoencoder")
             raise ValueError(f"micro, shard: {what} is trained whole, by one process or by several")
         if world > 1 and not duel:
             network = _spread(network, ema.module, shard, where)

@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 _started = time.perf_counter()
 
 
-def device(name: str | None = None) -> torch.device:
+def device(name: str | torch.device | None = None) -> torch.device:
     """The device to compute on: ``name`` if given, else a CUDA GPU if there is one, else the CPU.
 
     Raises ``ValueError`` if ``name`` is no device of this machine.
@@ -32,6 +32,16 @@ def device(name: str | None = None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device: {name!r} is not usable here ({str(error).splitlines()[0]})") from error
     return torch.device(name)
+
+
+def own_device(name: str | torch.device | None = None) -> torch.device:
+    """The :func:`device` to train on: of the processes that ``torchrun`` starts, each takes the GPU of its own number,
+    and touches no other.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and torch.cuda.is_available() and "cuda" in str(name or "cuda"):
+        name = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(name)
+    return device(name)
 
 
 def generator(seed: int, device: torch.device | str = "cpu") -> Generator:

@@ -133,7 +133,10 @@ def heun(denoise: Denoiser, schedule: Schedule) -> Kernel:
         x_s = \frac{\sqrt{1 - \bar\alpha_s}}{\sqrt{1 - \bar\alpha_t}}\, x_t + \sqrt{\bar\alpha_s}\, (1 - e^{-h})\,
               \tfrac12 \bigl[\hat x_0(x_t, t) + \hat x_0(x_s^{\text{DDIM}}, s)\bigr],
 
-    with h as in :func:`dpm_solver`. Source: chapter 9; Karras et al. (2022), algorithm 1, whose variables differ.
+    with h as in :func:`dpm_solver`: Heun's rule for :math:`x / \sqrt{1 - \bar\alpha}` as a function of
+    :math:`e^\lambda`, known as DPM-Solver++(2S) with :math:`r_1 = 1`. Karras et al. (2022), algorithm 1, apply the rule
+    to :math:`x / \sqrt{\bar\alpha}` as a function of :math:`e^{-\lambda}`, which is another step. Source: chapter 9; Lu
+    et al. (2022), algorithm 1.
     """
 
     def kernel(x_t: Tensor, t: int, s: int, generator: Generator | None) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Schedule:
     r"""The fixed numbers of a variance-preserving forward process.
 
@@ -34,6 +34,7 @@ class Schedule:
     beta: Tensor
 
     def __post_init__(self):
+        object.__setattr__(self, "beta", self.beta.double())
         if self.beta.ndim != 1 or len(self.beta) < 2 or self.beta[0] != 0:
             raise ValueError(
                 f"beta: needs shape (T + 1,) with T >= 1 and beta[0] = 0, got shape {tuple(self.beta.shape)}"
@@ -129,7 +130,7 @@ def few_step(T: int = 4, beta_min: float = 0.1, beta_max: float = 20.0) -> Sched
 
     Unlike ``linear(4)``, it ends at almost pure noise whatever T is. Raises ``ValueError`` if ``T < 1`` or the rates
     give a beta outside (0, 1). Source: chapter 1; Song et al. (2021), appendix C; Xiao et al. (2022),
-    appendix A.
+    appendix C.
     """
     _check_T(T)
     u = torch.linspace(0, 1, T + 1, dtype=torch.float64)

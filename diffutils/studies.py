@@ -117,6 +117,7 @@ def ddim_mnist() -> Iterator[Cell]:
     walks += [(0, steps, "dpm-solver", 0.0, 1.0) for steps in (5, 10, 20)]
     walks += [(0, steps, "heun", 0.0, 1.0) for steps in (3, 5, 10)]
     walks += [(0, 100, *ETAS[0], 1.0)]
+    walks += [(0, 4, *ETAS[0], 1.0), (0, 4, *ETAS[3], 1.0)]  # as many calls as the denoising diffusion GAN
     yield from _walks("mnist-ddpm", 1000, walks)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ipywidgets
+import numpy as np
 from matplotlib.figure import Figure
 
 BUDGET = 400_000
@@ -74,14 +75,23 @@ class Flipbook(ipywidgets.VBox):
 
 
 def png(figure: Figure, dots: int = 80) -> bytes:
-    """The figure as a PNG file with a palette of 64 colours: about a third of the usual size, and to the eye the
-    same.
+    """The figure as a PNG file with a palette of 64 greys and 64 colours: less than half the usual size, and to the eye
+    the same. Greys have a share of their own, so that a small dot keeps its colour beside a picture of many greys.
     """
     from PIL import Image
 
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=dots, facecolor="white")
-    Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    pixels = np.asarray(Image.open(drawn).convert("RGB"))
+    index, coloured = pixels[..., 1] // 4, np.ptp(pixels, axis=2) > 8
+    palette = [round(255 * i / 63) for i in range(64) for _ in "RGB"]
+    if coloured.any():
+        colours = Image.fromarray(pixels[coloured][None]).quantize(64, kmeans=1, dither=Image.Dither.NONE)
+        index[coloured] = 64 + np.asarray(colours)[0]
+        palette += colours.getpalette()
+    page = Image.fromarray(index)
+    page.putpalette(palette)
+    page.save(small, "png", optimize=True)
     return small.getvalue()
 
 

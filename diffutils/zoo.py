@@ -65,9 +65,13 @@ def model(network: nn.Module, header: dict[str, Any]) -> Model:
 
 
 def kernel(denoise: Denoiser, schedule: Schedule, sampler: str, eta: float = 0.0) -> Kernel:
-    """The reverse step called ``sampler``. Raises ``ValueError`` for a name that is not among ``SAMPLERS``."""
+    """The reverse step called ``sampler``. Raises ``ValueError`` for a name that is not among ``SAMPLERS``, and for an
+    ``eta`` with another than ``ddim``.
+    """
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler: must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+    if eta and sampler != "ddim":
+        raise ValueError(f"eta: is for ddim alone, got {eta:g} with {sampler}")
     return SAMPLERS[sampler](denoise, schedule, eta)
 
 
@@ -97,13 +101,15 @@ def draw(
     and decodes what it arrives at; a denoising diffusion GAN walks in the steps that it was trained for.
 
     The first images are the same however many follow, in whole batches. Raises ``ValueError`` for an unknown sampler,
-    steps outside 1..T, classes or prompts that are not n, and classes or prompts for a network that takes none.
+    steps outside 1..T, classes or prompts that are not n, both of them, and either for a network that takes none.
     """
     network, recipe = model.network, model.header["recipe"]
     where = next(network.parameters()).device
     generator = runtime.generator(seed, where)
     if y is not None and (len(y) != n or getattr(network, "classes", None) is None):
         raise ValueError(f"y: {recipe['name']} takes {'n labels' if len(y) != n else 'no labels'}, got {len(y)}")
+    if y is not None and prompts is not None:
+        raise ValueError("y, prompts: give one of them")
     y = y if prompts is None else _read(model, prompts, n)
     if model.schedule is None:
         with torch.no_grad():

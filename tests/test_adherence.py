@@ -76,6 +76,20 @@ def test_a_perfect_autoencoder_keeps_what_the_judge_sees():
     assert dim["psnr"] < 30 and dim["colour"]["right"] == 1  # half the light is the same colour
 
 
+class Noisy(Perfect):
+    """A latent model that passes pictures on, with noise that would hide most of them."""
+
+    def encode(self, x, generator=None):
+        return x + 0.5 * torch.randn(x.shape, generator=generator)
+
+
+def test_a_study_of_reconstructions_can_be_repeated(monkeypatch):
+    monkeypatch.setattr(recipes, "weights", lambda name: (Noisy(), {"recipe": RECIPE}))
+    monkeypatch.setattr(adherence, "compare", lambda recipe, x, pairs: x)
+    one, two = (adherence._ceiling("digits-text", "reconstructed", "seen", 60) for _ in range(2))
+    assert torch.equal(one, two) and not torch.equal(one, asked(n=60)[0])
+
+
 def test_seen_pairs_and_unseen_ones_are_asked_for_in_turn():
     for pairs in "seen", "unseen":
         words = asked(pairs)[1]

@@ -53,6 +53,13 @@ def test_log_prob_is_that_of_torch_distributions():
     assert planar().log_prob(x[0]).shape == () and planar().log_prob(x.reshape(5, 10, 3)).shape == (5, 10)
 
 
+@pytest.mark.parametrize("of", ["log_prob", "score"])
+def test_points_have_no_density(of):
+    points = GaussianMixture.of_points(torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="a mixture with point components has no density; diffuse it first"):
+        getattr(points, of)(torch.ones(4, 2))
+
+
 def test_log_prob_of_narrow_components_keeps_its_digits_in_float32():
     single = GaussianMixture(*(v.float() for v in vars(data.twenty_five_gaussians(std=1e-3)).values()))
     double = GaussianMixture(single.weight.double(), single.mean.double(), single.variance.double())

@@ -261,11 +261,11 @@ def test_the_learning_rates_may_fall_as_a_half_cosine_and_the_generators_be_lowe
 def test_the_spread_is_a_ratio_and_the_least_over_t():
     x = randn(400, 3)
     t = torch.arange(400) % 4
-    assert abs(spread(x, x, t) - 1) < 1e-6 and abs(spread(0.25 * x + 7, x, t) - 0.25) < 1e-5
+    assert abs(spread(x, x, t, 4) - 1) < 1e-6 and abs(spread(0.25 * x + 7, x, t, 4) - 0.25) < 1e-5
     narrow = torch.where(t[:, None] == 2, x * 0.1, x)
-    assert abs(spread(narrow, x, t) - 0.1) < 1e-5
-    assert spread(torch.ones(4, 3), x[:4], torch.zeros(4).long()) < 1e-6
-    assert abs(spread(x[:2], x[:2], torch.tensor([0, 1])) - 1) < 1e-6  # alone at their t, they tell nothing
+    assert abs(spread(narrow, x, t, 4) - 0.1) < 1e-5
+    assert spread(torch.ones(4, 3), x[:4], torch.zeros(4).long(), 1) < 1e-6
+    assert abs(spread(x[:2], x[:2], torch.tensor([0, 1]), 2) - 1) < 1e-6  # alone at their t, they tell nothing
 
 
 def test_the_watch_says_once_what_it_saw_and_what_to_try():
@@ -329,6 +329,8 @@ def test_an_interrupted_run_ends_with_the_same_weights_and_draws(tmp_path):
     assert torch.equal(x, zoo.draw(model, 7, size=7)) and not torch.equal(x, zoo.draw(model, 7, size=7, seed=1))
     found = evaluation.evaluate(model, 360)
     assert found["sampler"] == {"name": "ddg", "steps": 4, "seed": 0} and math.isfinite(found["frechet"]["value"])
+    with pytest.raises(ValueError, match="micro, shard: a denoising diffusion GAN is trained whole"):
+        recipes.Run(recipe, tmp_path, micro=2)
 
 
 @pytest.mark.parametrize("data", ["digits", "mnist"])

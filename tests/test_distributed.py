@@ -103,6 +103,26 @@ def test_the_command_line_trains_the_same_on_two_processes(tmp_path, options):
         assert (found[0][name].float() - value.float()).abs().max() < 2e-3, name
 
 
+def test_two_processes_learn_one_code_book(tmp_path):
+    """It starts from the batch, of which each has another part."""
+    (tmp_path / "script.py").write_text("""
+import sys
+import torch
+from diffutils import recipes
+torch.distributed.init_process_group("gloo")
+run = recipes.Run(recipes.recipe("digits-vq", steps=2, batch=16), sys.argv[1], "cpu")
+list(run)
+book = run.update.network.book.data
+books = [torch.empty_like(book) for _ in range(2)]
+torch.distributed.all_gather(books, book)
+if torch.distributed.get_rank() == 0:
+    print(float((books[0] - books[1]).abs().max()), float(book.std()))
+torch.distributed.destroy_process_group()
+""")
+    apart, size = launch(2, tmp_path / "script.py", tmp_path / "run").split()
+    assert float(apart) == 0 < float(size)
+
+
 @pytest.mark.parametrize("every", [1, 3])
 def test_a_time_budget_ends_two_processes_at_the_same_step(tmp_path, every):
     """Their clocks differ; the first one's counts."""

@@ -118,6 +118,15 @@ def test_too_little_memory_or_disk_is_a_fault_and_little_a_note():
     assert doctor.memory(1 * GIB).mend and doctor.disk(0, "here").mend
 
 
+def test_a_container_leaves_its_limit_and_what_it_keeps_of_files(tmp_path):
+    pytest.importorskip("psutil")
+    for name, text in ("memory.max", "5000"), ("memory.current", "4000"), ("memory.stat", "anon 1\ninactive_file 300"):
+        (tmp_path / name).write_text(f"{text}\n")
+    assert doctor._free_memory(tmp_path) == 1300
+    (tmp_path / "memory.max").write_text("max\n")
+    assert doctor._free_memory(tmp_path) > 1300
+
+
 def test_cores_and_threads_are_facts():
     assert kinds([doctor.cores(8), doctor.cores(1), doctor.cores(2, "1"), doctor.cores(2, "2")]) == [
         "fine",
@@ -132,7 +141,9 @@ def test_a_named_folder_that_is_not_there_is_a_fault_and_no_mnist_is_not(tmp_pat
     assert nowhere.kind == "fault" and "DIFFUTILS_DATA" in nowhere.what and "mkdir" in nowhere.mend
     assert doctor.image_sets(None, tmp_path / "data").kind == "note"
     assert doctor.image_sets(str(tmp_path), tmp_path).kind == "note"
-    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)  # as a download that failed leaves it
+    assert doctor.image_sets(str(tmp_path), tmp_path).kind == "note"
+    (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").touch()
     assert doctor.image_sets(str(tmp_path), tmp_path) == ("fine", f"MNIST in {tmp_path}", "")
 
 

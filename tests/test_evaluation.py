@@ -83,6 +83,15 @@ def test_a_number_of_images_without_a_floor_is_refused_before_anything_is_drawn(
         evaluation.evaluate(zoo.load("digits-ddpm", "cpu"), 7)
 
 
+def test_how_to_make_a_judge_that_is_not_shipped_is_said():
+    with pytest.raises(FileNotFoundError, match="the judge cifar10-classifier is not shipped: .* train .* --record /"):
+        evaluation.judge("cifar10-classifier")
+
+
+def test_a_fresh_draw_is_as_good_as_the_header_says(as_stored):
+    as_stored(zoo.load("digits-ddpm", "cpu"), 360, 0.0)
+
+
 def test_inception_features_go_to_a_maintained_library_and_come_back_the_same(tmp_path):
     pytest.importorskip("torch_fidelity", reason="torch-fidelity is needed only for scores in Inception's features")
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Inception
@@ -101,6 +110,22 @@ def test_inception_features_go_to_a_maintained_library_and_come_back_the_same(tm
         evaluation.inception(x, y, tmp_path / "missing.pth")
 
 
+def test_inception_may_judge_alone_and_what_it_needs_is_missed_before_anything_is_drawn(monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluation, "_fidelity", lambda weights: None)
+    monkeypatch.setattr(evaluation, "inception", lambda x, y, weights: {"fid": float(len(x)), "kid": float(len(y))})
+    model = zoo.load("digits-ddpm", "cpu")
+    model.header["recipe"] |= {"judge": "cifar10-classifier"}
+    found = evaluation.evaluate(model, 7, steps=1, weights="file")
+    assert found["n"] == 7 and found["inception"]["fid"] == 7 and "frechet" not in found
+    monkeypatch.setattr(zoo, "draw", None)
+    with pytest.raises(FileNotFoundError, match="the judge cifar10-classifier is not shipped"):
+        evaluation.evaluate(model, 7)
+    model.header["recipe"] |= {"data": "cifar10"}
+    monkeypatch.setenv("DIFFUTILS_DATA", "/dev/null/nowhere")
+    with pytest.raises(OSError, match="cifar10: not found"):
+        evaluation.evaluate(model, 7, weights="file")
+
+
 def test_evaluations_with_other_settings_stay_in_the_header(tmp_path):
     path, network = tmp_path / "weights.safetensors", {"w": torch.ones(1)}
     checkpoints.write(path, network, {"recipe": {}, "trained": {}, "results": {"evaluations": [], "other": 1}})
@@ -110,3 +135,8 @@ def test_evaluations_with_other_settings_stay_in_the_header(tmp_path):
     results = checkpoints.read(path)[1]["results"]
     assert [(one["sampler"]["steps"], one["frechet"]) for one in results["evaluations"]] == [(20, 4.0), (10, 3.0)]
     assert results["other"] == 1
+
+
+def test_a_shipped_model_is_recorded_by_its_name(tmp_path):
+    evaluation.record("digits-ddpm", {"another": 2}, tmp_path / "weights.safetensors")
+    assert checkpoints.read(tmp_path / "weights.safetensors")[1]["results"]["another"] == 2

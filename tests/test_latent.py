@@ -108,6 +108,15 @@ def test_the_code_book_starts_with_encodings_of_the_first_batch_only():
     assert torch.equal(network.book, before)
 
 
+def test_the_nearest_code_is_the_same_under_autocast():
+    network = VQAutoencoder(16, latent=3, width=8, codes=256)
+    nn.init.normal_(network.book, generator=seeded())
+    z = randn(8, 3, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network.nearest(z)
+    assert torch.equal(found, network.nearest(z))
+
+
 @pytest.mark.parametrize(("halvings", "patch"), [(1, 8), (2, 18), (3, 38)])
 def test_a_number_of_the_discriminator_sees_a_patch_of_the_stated_width(halvings, patch):
     network = PatchDiscriminator(width=8, halvings=halvings)

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from diffutils import optimisers
 from diffutils.networks.unet import UNet
 from diffutils.optimisers import Muon, make, orthogonal
-from diffutils.runtime import generator
+from diffutils.runtime import generator, has_bf16
 
 
 @pytest.mark.parametrize("shape", [(8, 30), (30, 8), (16, 16), (1, 5)])
@@ -14,7 +15,7 @@ from diffutils.runtime import generator
 def test_orthogonal_keeps_the_singular_vectors_and_brings_the_values_near_one(shape, scale):
     matrix = scale * torch.randn(shape, generator=generator(0))
     found = orthogonal(matrix)
-    assert found.dtype == torch.bfloat16 and found.shape == shape
+    assert found.dtype == (torch.bfloat16 if has_bf16("cpu") else torch.float32) and found.shape == shape
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     core = u.T @ found.float() @ v.T  # diagonal, if the singular vectors are the same
     assert (core - core.diag().diag()).abs().max() < 0.05
@@ -64,3 +65,12 @@ def test_every_parameter_has_one_optimiser_and_only_hidden_matrices_have_muon():
 def test_an_optimiser_of_another_name_is_refused():
     with pytest.raises(ValueError, match="optimiser: must be 'adam' or 'muon', got 'sgd'"):
         make("sgd", nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5)])
+def test_without_bfloat16_in_hardware_steps_are_made_in_float32(monkeypatch, shape):
+    matrix = torch.randn(shape, generator=generator(0))
+    monkeypatch.setattr(optimisers, "has_bf16", lambda device: False)
+    found = orthogonal(matrix)
+    assert found.dtype == torch.float32 and found.shape == shape
+    assert (torch.linalg.svdvals(found) - 0.95).abs().max() < 0.35

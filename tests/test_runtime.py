@@ -57,3 +57,15 @@ def test_the_revision_is_the_commit_and_whether_anything_was_changed(tmp_path):
     assert runtime.revision(file) == commit and runtime.revision(tmp_path / "new.py") is None
     file.write_text("3")
     assert runtime.revision(file) == commit + "+"
+
+
+def test_each_process_of_torchrun_takes_its_own_gpu(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(runtime, "device", lambda name: name)
+    assert runtime.own_device("cuda:3") == "cuda:3" and not chosen  # alone, it is what it is asked for
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert runtime.own_device() == runtime.own_device("cuda:0") == torch.device("cuda", 1)
+    assert runtime.own_device("cpu") == "cpu" and chosen == [torch.device("cuda", 1)] * 2

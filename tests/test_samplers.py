@@ -365,6 +365,22 @@ def test_a_single_step_and_the_one_into_0_are_those_of_ddim(make):
         assert (expected - denoise(x, torch.full((4,), t))).abs().max() < 1e-12
 
 
+def test_heun_is_dpm_solver_2s_as_published():
+    """Lu et al. (2022), algorithm 1, with r = 1, where its intermediate point is the step's own end."""
+    schedule, x = few_step(100), randn(50, 1)
+    denoise, r = ideal_denoiser(bumps(), schedule), 1
+    kernel = heun(denoise, schedule)
+    alpha, sigma = schedule.alpha_bar.sqrt(), (1 - schedule.alpha_bar).sqrt()
+    for t, s in pairwise([100, 80, 60, 35, 20, 7, 1]):
+        h = torch.log(alpha[s] / sigma[s]) - torch.log(alpha[t] / sigma[t])
+        x_0 = denoise(x, torch.full((50,), t))
+        u = sigma[s] / sigma[t] * x - alpha[s] * torch.expm1(-r * h) * x_0
+        D = (1 - 1 / (2 * r)) * x_0 + 1 / (2 * r) * denoise(u, torch.full((50,), s))
+        expected = sigma[s] / sigma[t] * x - alpha[s] * torch.expm1(-h) * D
+        x = kernel(x, t, s, None)
+        assert (x - expected).abs().max() < 1e-12
+
+
 def test_the_solvers_ask_once_and_twice_a_step():
     asked = []
 

@@ -149,6 +149,12 @@ def test_a_power_that_is_not_above_0_is_refused(power):
         subsequence(10, 3, power)
 
 
+def test_betas_become_float64_and_schedules_can_be_compared():
+    schedule = Schedule(torch.tensor([0.0, 0.5]))
+    assert schedule.alpha_bar.dtype == torch.float64
+    assert schedule == schedule and schedule != Schedule(schedule.beta)  # by what they are, not by what they hold
+
+
 def test_to_keeps_the_numbers():
     assert torch.equal(linear(5).to("cpu").alpha_bar, linear(5).alpha_bar)
 

@@ -6,8 +6,9 @@ import io
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
+import torch
 from nbclient import NotebookClient
-from PIL import Image
+from PIL import Image, ImageColor
 
 from diffutils import plots, widgets
 
@@ -47,6 +48,15 @@ def test_a_page_is_small_and_of_the_size_asked_for():
     figure.savefig(usual, format="png", dpi=80)
     page = widgets.png(figure, dots=80)
     assert Image.open(io.BytesIO(page)).size == (320, 160) and len(page) < 0.8 * len(usual.getvalue())
+
+
+def test_a_small_dot_beside_a_picture_of_many_greys_keeps_its_colour():
+    figure, (left, right) = plots.panels("A picture", "A dot", width=4, height=2)
+    left.imshow(torch.linspace(0, 1, 4096).reshape(64, 64).numpy(), cmap="gray")
+    right.plot(0, 0, "o", color=plots.VERMILION)
+    colours = Image.open(io.BytesIO(widgets.png(figure))).convert("RGB").getcolors()
+    wanted = ImageColor.getrgb(plots.VERMILION)
+    assert min(sum(abs(a - b) for a, b in zip(found, wanted, strict=True)) for _, found in colours) < 30
 
 
 def test_where_there_are_no_widgets_the_first_page_is_shown():

@@ -11,6 +11,7 @@ import torch
 from matplotlib.pyplot import imread
 
 from diffutils import bench, captions, evaluation, recipes, zoo
+from diffutils.__main__ import main
 from diffutils.checkpoints import read, write
 from diffutils.metrics import frechet_distance
 from diffutils.process import generate
@@ -140,6 +141,8 @@ def test_a_model_with_classes_draws_what_it_is_asked_for():
     assert not torch.equal(x, alone) and torch.equal(x[:25], zoo.draw(model, 25, steps=15, y=y[:25], weight=2.0))
     with pytest.raises(ValueError, match="y: digits-ddpm-class takes n labels, got 3"):
         zoo.draw(model, 2, y=torch.tensor([1, 2, 3]))
+    with pytest.raises(ValueError, match="y, prompts: give one of them"):
+        zoo.draw(model, 2, y=torch.arange(2), prompts=["a seven"] * 2)
     with pytest.raises(ValueError, match="y: digits-ddpm takes no labels"):
         zoo.draw(zoo.load("digits-ddpm", "cpu"), 2, y=torch.tensor([1, 2]))
 
@@ -218,7 +221,6 @@ def test_the_command_line_trains_evaluates_and_goes_on(tmp_path):
             ["train", "mnist-ddpm", "--out", "OUT"],
             "error: mnist: not found in /dev/null/nowhere and not to be downloaded",
         ),
-        (["train", "digits-ddpm", "--steps", "0", "--out", "OUT"], "error: steps: must be at least 1, got 0"),
         (["train", "digits-ddpm", "--minutes", "0", "--out", "OUT"], "error: seconds: must be positive, got 0"),
         (["race", "digits-ddpm", "--minutes", "1"], "error: names: must be recipes judged by mnist-classifier"),
         (["train", "digits-ddpm", "--device", "cuda:9", "--out", "OUT"], "error: device: 'cuda:9' is not usable here"),
@@ -230,6 +232,53 @@ def test_mistakes_on_the_command_line_are_one_clear_line(tmp_path, arguments, co
     done = diffutils(*(str(tmp_path) if argument == "OUT" else argument for argument in arguments))
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(complaint), done.stderr
     assert "Traceback" not in done.stderr and not re.search(r"weights\.safetensors", done.stdout)
+
+
+def said(monkeypatch, capsys, *arguments: object) -> tuple[int, str]:
+    """`python -m diffutils ...` in this process: its exit status and the last line of what it complains of."""
+    monkeypatch.setattr("sys.argv", ["diffutils", *map(str, arguments)])
+    try:
+        code = main()
+    except SystemExit as stop:  # from argparse
+        code = stop.code
+    return code, (capsys.readouterr().err.splitlines() or [""])[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["sample", "nope.safetensors"], "^error: nope.safetensors: No such file"),
+        (["sample", "digits-ddpm", "--out", "/nowhere/x.png"], "^error: out: there is no folder /nowhere$"),
+        (["evaluate", "digits-ddpm", "--out", "/nowhere/x.json"], "^error: out: there is no folder /nowhere$"),
+        (["sample", "digits-ddpm", "--steps", 0], "error: argument --steps: must be a whole number, at least 1, got 0"),
+        (["sample", "digits-ddpm", "--n", -3], "error: argument --n: must be a whole number, at least 1, got -3"),
+        (["train", "digits-ddpm", "--every", 0], "error: argument --every: must be"),
+        (["evaluate", "digits-ddpm", "--repeats", 0], "error: argument --repeats: must be"),
+        (["sample", "digits-ddpm", "--steps", 5000, "--n", 1], "^error: steps: needs 1 <= steps <= T = 1000, got 5000"),
+        (["sample", "digits-ddpm", "--sampler", "heun", "--eta", 1], "^error: eta: is for ddim alone, got 1 with heun"),
+        (["sample", "digits-ddpm", "--weight", 2], "^error: weight: is of guidance by a label or a prompt"),
+        (["sample", "digits-ddpm", "--label", 2], "^error: label: this network takes no labels, got 2"),
+        (["sample", "digits-ddpm-class", "--label", 10], r"^error: label: this network has labels 0\.\.9, got 10"),
+        (["sample", "digits-ddpm-class", "--prompt", "a seven"], "^error: prompts: digits-ddpm-class takes no prompts"),
+        (["evaluate", "digits-ddpm-class", "--weight", 7], "^error: weight: is of guidance by prompts"),
+    ],
+)
+def test_what_an_option_cannot_be_is_said(monkeypatch, capsys, tmp_path, arguments, complaint):
+    monkeypatch.chdir(tmp_path)
+    code, line = said(monkeypatch, capsys, *arguments)
+    assert code and re.search(complaint, line) and not list(tmp_path.iterdir())
+
+
+def test_a_network_with_classes_is_asked_for_each_in_turn_or_for_one(monkeypatch, capsys, tmp_path):
+    asked = []
+    monkeypatch.setattr(
+        zoo, "draw", lambda model, n, *how, y, weight, **rest: asked.append((y, weight)) or torch.zeros(n, 1, 8, 8)
+    )
+    for more in [], ["--label", 3, "--weight", 2]:
+        how = "digits-ddpm-class", "--n", 12, "--device", "cpu", "--out", tmp_path / "x.png", *more
+        assert said(monkeypatch, capsys, "sample", *how) == (0, "")
+    (turns, usual), (threes, twice) = asked
+    assert turns.tolist() == [*range(10), 0, 1] and threes.tolist() == [3] * 12 and (usual, twice) == (1, 2)
 
 
 def test_losses_and_samples_are_written_for_tensorboard(tmp_path):

@@ -29,6 +29,7 @@ class Residual(nn.Module):
         self.shift = nn.Linear(embedding, c_out) if embedding else None
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """``(B, C_in, H, W)`` and, if it takes one, ``(B, embedding)`` to ``(B, C_out, H, W)``."""
         if self.shift is None:
             return self.skip(x) + self.body(x)
         h = self.body[:3](x) + self.shift(embedding)[..., None, None]
@@ -69,6 +70,7 @@ class Encoder(nn.Module):
         self.body = nn.Sequential(*layers)
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """``(B, channels, size, size)`` and, if it takes one, ``(B, embedding)`` to ``(B, out, grid, grid)``."""
         for layer in self.body:
             x = layer(x, embedding) if isinstance(layer, Residual) else layer(x)
         return x
@@ -104,6 +106,7 @@ class Decoder(nn.Module):
         self.body = nn.Sequential(*layers)
 
     def forward(self, h: Tensor) -> Tensor:
+        """``(B, into, grid, grid)`` to ``(B, channels, size, size)``."""
         return self.body(h)
 
 

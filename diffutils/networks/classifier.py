@@ -39,4 +39,5 @@ class Classifier(nn.Module):
         return self.body(x).mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits: ``(B, channels, size, size)`` to ``(B, classes)``."""
         return self.head(self.features(x))

@@ -48,6 +48,9 @@ class Discriminator(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor, x_t: Tensor | None = None, t: Tensor | None = None) -> Tensor:
+        """Log-odds ``(B,)``: of ``x``, ``(B, channels, size, size)``, or, if ``paired``, of ``x`` before ``x_t`` at t
+        ``(B,)``.
+        """
         h = self.encoder(x) if self.time is None else self.encoder(torch.cat([x, x_t], 1), self.time(t))
         B, C, H, W = h.shape
         among = self.group if B % self.group == 0 else B
@@ -103,6 +106,9 @@ class Generator(UNet):
         nn.init.xavier_normal_(self.leave[2].weight)
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, z: Tensor | None = None) -> Tensor:
+        """An x_0, or x_{t-1} if ``direct``: arguments and result are shaped as those of
+        :meth:`diffutils.networks.unet.UNet.forward`.
+        """
         answer = super().forward(x_t, t, y, z)
         return answer if self.direct else answer.tanh()
 
@@ -180,6 +186,7 @@ class PointGenerator(MLP):
         nn.init.xavier_normal_(self.leave[1].weight)
 
     def forward(self, x_t: Tensor, t: Tensor, z: Tensor | None = None) -> Tensor:
+        """``(B, dims)``, t ``(B,)`` and z ``(B, latent)`` to ``(B, dims)``."""
         return x_t + super().forward(x_t, t, z)
 
 
@@ -192,6 +199,7 @@ class PointDiscriminator(nn.Module):
         nn.init.xavier_normal_(self.body.leave[1].weight)  # at zero, the penalty would keep it there
 
     def forward(self, x: Tensor, x_t: Tensor | None = None, t: Tensor | None = None) -> Tensor:
+        """Log-odds ``(B,)``: of ``x``, ``(B, dims)``, or, if ``paired``, of ``x`` before ``x_t`` at t ``(B,)``."""
         if x_t is None:
             return self.body(x, x.new_zeros(len(x)))[:, 0]
         return self.body(torch.cat([x, x_t], 1), t)[:, 0]

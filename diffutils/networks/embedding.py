@@ -30,6 +30,7 @@ class TimeEmbedding(nn.Module):
         self.layers = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
+        """``(B,)`` to ``(B, width)``."""
         return self.layers(sinusoids(t, self.width).to(self.layers[0].weight.dtype))
 
 
@@ -44,4 +45,5 @@ class LatentEmbedding(nn.Sequential):
         super().__init__(nn.Linear(latent, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, z: Tensor) -> Tensor:
+        """``(B, latent)`` to ``(B, width)``."""
         return super().forward(z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt())

@@ -6,6 +6,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from ..runtime import place
 from .autoencoder import Decoder, Encoder
 from .unet import UNet
 
@@ -80,7 +81,8 @@ class VQAutoencoder(Autoencoder):
 
     (means over all numbers), where sg stops the gradient; that of the reconstruction passes from :math:`z_q` to
     :math:`z` as if they were equal. :meth:`decode` quantises first, so what a diffusion model learns is z. The book
-    starts with encodings from the first batch. Source: chapter 11; van den Oord et al. (2017), equation 3.
+    starts with encodings from the first batch (from the first process's part of it, if there are several). Source:
+    chapter 11; van den Oord et al. (2017), equation 3.
     """
 
     moments = 1
@@ -90,6 +92,7 @@ class VQAutoencoder(Autoencoder):
         self.beta = beta
         self.book = nn.Parameter(torch.zeros(codes, self.latent))
         self.register_buffer("begun", torch.tensor(False))
+        self._asked = False
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """z, and a variance of zero."""
@@ -99,8 +102,9 @@ class VQAutoencoder(Autoencoder):
     def nearest(self, z: Tensor) -> Tensor:
         """Which code is nearest: ``(B, latent, h, w)`` to ``(B, h, w)`` int64."""
         rows = z.permute(0, 2, 3, 1)
-        # |z - e|^2 = |z|^2 - 2 z e + |e|^2, of which the first is the same for all codes
-        return (self.book.square().sum(1) - 2 * rows @ self.book.T).argmin(-1)
+        # |z - e|^2 = |z|^2 - 2 z e + |e|^2, of which the first is the same for all codes; in bfloat16 others would win
+        with torch.autocast(z.device.type, enabled=False):
+            return (self.book.square().sum(1) - 2 * rows @ self.book.T).argmin(-1)
 
     def quantise(self, z: Tensor) -> Tensor:
         """The nearest codes themselves, ``(B, latent, h, w)`` to the same."""
@@ -112,12 +116,18 @@ class VQAutoencoder(Autoencoder):
         return super().decode(self.quantise(z))
 
     def forward(self, x: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+        """The reconstruction of ``x`` from the nearest codes, and the penalty, a scalar. The first call in training
+        fills the book.
+        """
         z, _ = self.encode(x)
-        if self.training and not self.begun:
+        if self.training and not self._asked and not self.begun:  # asked once, since a GPU makes one wait for it
             rows = z.detach().permute(0, 2, 3, 1).reshape(-1, self.latent)
             some = torch.randint(len(rows), (len(self.book),), generator=generator, device=z.device)
             self.book.data.copy_(rows[some])
+            if place()[1] > 1:
+                torch.distributed.broadcast(self.book.data, 0)
             self.begun.fill_(True)
+        self._asked |= self.training
         z_q = self.quantise(z)
         penalty = F.mse_loss(z_q, z.detach()) + self.beta * F.mse_loss(z, z_q.detach())
         return super().decode(z + (z_q - z).detach()), penalty
@@ -150,6 +160,7 @@ class PatchDiscriminator(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(B, channels, H, W)`` to ``(B, H / 2 ** halvings, W / 2 ** halvings)``."""
         return self.body(x)[:, 0]
 
 

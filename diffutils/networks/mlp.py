@@ -33,6 +33,7 @@ class MLP(nn.Module):
         nn.init.zeros_(self.leave[-1].bias)
 
     def forward(self, x_t: Tensor, t: Tensor, z: Tensor | None = None) -> Tensor:
+        """``(B, D)``, t ``(B,)`` and, if it takes one, z ``(B, latent)`` to ``(B, D)``, or ``(B, out)``."""
         if x_t.ndim != 2 or x_t.shape[1] != self.dims:
             raise ValueError(f"x_t: this network takes (B, {self.dims}), got {tuple(x_t.shape)}")
         waves = [wave(k * x_t) for k in self.waves for wave in (torch.sin, torch.cos)]

@@ -26,6 +26,7 @@ class Block(nn.Module):
         self.think = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), zero(nn.Linear(4 * width, width)))
 
     def forward(self, h: Tensor) -> Tensor:
+        """``(B, L, W)`` to the same."""
         B, L, W = h.shape
         # (B, L, 3W) -> three of (B, heads, L, W / heads)
         q, k, v = self.qkv(self.norm(h)).reshape(B, L, 3, self.heads, W // self.heads).permute(2, 0, 3, 1, 4)
@@ -66,6 +67,7 @@ class TextEncoder(nn.Module):
         self.body = nn.Sequential(*(Block(width, heads) for _ in range(blocks)), nn.LayerNorm(width))
 
     def forward(self, y: Tensor) -> Tensor:
+        """``(B, length)`` int64 to ``(B, length, width)``."""
         if y.shape[1:] != (self.length,):
             raise ValueError(f"y: this network takes tokens (B, {self.length}), got {tuple(y.shape)}")
         if y.device.type == "cpu" and ((y < 0) | (y >= self.words)).any():

@@ -38,6 +38,7 @@ class ResBlock(nn.Module):
         self.skip = nn.Identity() if c_in == c_out else nn.Conv2d(c_in, c_out, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """``(B, C_in, H, W)`` and ``(B, E)`` to ``(B, C_out, H, W)``."""
         h = self.norm(self.enter(x))
         scale, shift = self.modulate(embedding)[..., None, None].chunk(2, 1)
         return self.skip(x) + self.leave(h * (1 + scale) + shift)
@@ -54,6 +55,7 @@ class Attention(nn.Module):
         self.leave = zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to the same."""
         B, C, H, W = x.shape
         # (B, 3C, H, W) -> three of (B, heads, HW, C / heads)
         qkv = self.qkv(self.norm(x)).reshape(B, 3, self.heads, C // self.heads, H * W)
@@ -81,6 +83,7 @@ class CrossAttention(nn.Module):
         self.leave = zero(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor, words: Tensor) -> Tensor:
+        """``(B, C, H, W)`` and words ``(B, L, context)`` to ``(B, C, H, W)``."""
         h = attend(*self.asked(x, words))
         return x + self.leave(h.transpose(-1, -2).reshape(x.shape))
 
@@ -118,9 +121,10 @@ class UNet(nn.Module):
             wherever there is self-attention pixels ask the words too. ``y=None`` stands for the empty prompt.
 
     Raises:
-        ValueError: for a size that is no power of two from 8 to 256 or that cannot be halved so often, or another
-            patch; from ``forward``, for images of another shape, labels out of range, or labels for an unconditional
-            network, or without the ``z`` that a network with a latent needs.
+        ValueError: for a size that is no power of two from 8 to 256 or that cannot be halved so often, another patch,
+            a width that is no multiple of 8, fewer than 1 channels or classes, or classes beside text; from
+            ``forward``, for images of another shape, labels out of range, or labels for an unconditional network, or
+            without the ``z`` that a network with a latent needs.
 
     Source: chapter 2; Ho et al. (2020), appendix B; Ronneberger et al. (2015).
     """
@@ -200,6 +204,9 @@ class UNet(nn.Module):
         self.leave = nn.Sequential(norm(c), nn.SiLU(), leave, nn.PixelShuffle(patch))
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None, z: Tensor | None = None) -> Tensor:
+        """``(B, C, H, W)`` to the same, told t, ``(B,)`` int64 in 1..T, and what the network takes of y, ``(B,)``
+        labels or ``(B, L)`` tokens, and z, ``(B, latent)``.
+        """
         if x_t.shape[1:] != (self.channels, self.size, self.size):
             expected = f"(B, {self.channels}, {self.size}, {self.size})"
             raise ValueError(f"x_t: this network takes {expected}, got {tuple(x_t.shape)}")
