@@ -45,7 +45,9 @@ def name(page: str, anchor: str = "") -> str:
 def article(page: str, pages: list[str]) -> Tag:
     """The text of a built page, made ready to stand among others on paper."""
     path = (SITE / page).with_suffix(".html")
-    soup = BeautifulSoup(path.read_text("utf-8"), "html.parser")
+    html = path.read_text("utf-8")
+    html = re.sub(r'<span class="(?:n|nn|o|p|w|pre)">([^<]*)</span>', r"\1", html)  # black letters need no tag each
+    soup = BeautifulSoup(html, "html.parser")
     text = soup.select_one("article.bd-article")
     for flipbook, view in flipbooks(soup):
         view.replace_with(flipbook)
@@ -53,9 +55,6 @@ def article(page: str, pages: list[str]) -> Tag:
         "a.headerlink, a:has(.viewcode-link), script, button, .toctree-wrapper, summary, img.toggler"
     ):
         tag.decompose()
-    for tag in text.select("pre :is(.n, .nn, .o, .p, .w), code > .pre"):  # black letters need no tag each in the PDF
-        tag.unwrap()
-    text.smooth()
     for tag in text.select("details"):
         tag.name = "div"
     for tag in text.select(".dropdown"):
@@ -131,7 +130,7 @@ def document(pages: list[str]) -> str:
         contents += [
             _entry("section", tag.find_parent("section")["id"], tag)
             for tag in text.find_all("h2")
-            if tag.find_parent("section").has_attr("id")
+            if tag.find_parent("section").has_attr("id") and page != "subject_index"  # not letter by letter
         ]
         head = json.dumps(title.get_text(), ensure_ascii=False)
         heads.append(f"@page p{number} {{ @top-right {{ content: {head} }} }}")
