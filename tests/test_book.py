@@ -232,6 +232,17 @@ def test_browser_shows_the_page_without_another_host(tab, site, page):
     shown.set_viewport_size({"width": 1400, "height": 900})
 
 
+ONE_WORD_OF_EACH_KIND = """() => {
+  const seen = new Set();
+  for (const word of document.querySelectorAll('article .highlight span')) {
+    let kind = '';
+    for (let at = word; at.tagName !== 'ARTICLE'; at = at.parentElement) kind += `${at.tagName}.${at.className} `;
+    if (seen.has(kind)) word.replaceWith(...word.childNodes);
+    else seen.add(kind);
+  }
+}"""
+
+
 @needs_browser
 @pytest.mark.skipif(AXE is None, reason="the package axe-playwright-python, which brings axe, is not installed")
 @every_page
@@ -239,9 +250,11 @@ def test_accessibility_audit_finds_nothing_serious(tab, page):
     """axe: contrast in both colour schemes, names, roles, alternatives, keyboard.
 
     The mathematics is taken out before: axe has nothing to say to its thousands of elements, and takes its time for it.
+    Of the coloured words of code, thousands too, one of each kind in each surrounding is left: the others look like it.
     """
     shown = tab.open(page)
     shown.evaluate("document.querySelectorAll('mjx-container').forEach(formula => formula.replaceWith('x'))")
+    shown.evaluate(ONE_WORD_OF_EACH_KIND)
     shown.evaluate((Path(AXE.origin).parent / "axe.min.js").read_text(encoding="utf-8"))
     found = []
     for scheme in "light", "dark":
@@ -288,7 +301,7 @@ def test_a_slider_turns_its_pages_by_keyboard(tab, page):
         shown.locator(".flipbook-pages").first.locator("img"),
     )
     descriptions = {pages.nth(i).get_attribute("alt") for i in range(pages.count())}
-    assert len(descriptions) == pages.count() == int(slider.get_attribute("max")) + 1 >= 7
+    assert len(descriptions) == pages.count() == int(slider.get_attribute("max")) + 1 >= 3
     slider.focus()
     for key, step in ("ArrowRight", 1), ("ArrowRight", 1), ("ArrowLeft", -1):
         at, said = int(slider.input_value()), slider.get_attribute("aria-valuetext")

@@ -94,7 +94,7 @@ def test_every_verdict_is_there(index):
 
 
 def test_a_function_leads_to_its_page_and_to_the_chapters_that_use_it(index):
-    (links,) = [links for text, links in index["Names of the module"] if text.startswith("ddim (diffutils.samplers)")]
+    (links,) = [links for text, links in index["Names of the module"] if text.startswith("ddim (diffutils.samplers):")]
     assert links[0][1] == "api/sampling.html#diffutils.samplers.ddim"
     assert any(text.startswith("9.") for text, _, _ in links)
 

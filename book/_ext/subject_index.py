@@ -118,8 +118,10 @@ def merge(app, env, pages, other):
 
 
 def write_again(app, env):
-    """Whatever has changed, the index may have."""
-    return sorted(getattr(env, "subject_index_pages", set()))
+    """Whatever has changed, the index may have. It will have formulas, which Sphinx, having read it, doesn't know."""
+    pages = sorted(getattr(env, "subject_index_pages", set()))
+    env.get_domain("math").data["has_equations"].update(dict.fromkeys(pages, True))
+    return pages
 
 
 # Writing: the whole index.
@@ -203,7 +205,8 @@ class Writer:
     def link(self, page, anchor, text, title=""):
         uri = f"{self.app.builder.get_relative_uri(self.page, page)}#{anchor}"
         more = {"reftitle": title} if title else {}
-        return nodes.reference("", "", nodes.Text(text), internal=True, refuri=uri, **more)
+        shown = nodes.Text(text) if isinstance(text, str) else text
+        return nodes.reference("", "", shown, internal=True, refuri=uri, **more)
 
     def term(self, term):
         """A subject, with a link to its definition if it has one."""
@@ -281,8 +284,9 @@ class Writer:
                 if part.page not in first and part.title not in APART and re.search(pattern, text):
                     first[part.page] = part
             if first:
-                head = nodes.literal("", "", self.link(entry.docname, entry.node_id, name), nodes.Text(f" ({module})"))
-                yield key(name), self.entry([head], [self.to(part) for part in first.values()])
+                link = self.link(entry.docname, entry.node_id, nodes.literal("", name))
+                head = [link, nodes.Text(" ("), nodes.literal("", module), nodes.Text(")")]
+                yield key(name), self.entry(head, [self.to(part) for part in first.values()])
 
     def sections(self):
         entries = sorted([*self.terms(), *self.propositions()], key=lambda pair: pair[0])
