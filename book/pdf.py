@@ -19,6 +19,7 @@ import sys
 import tomllib
 from html import escape
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -26,6 +27,7 @@ from urllib.parse import unquote, urlsplit
 import matplotlib
 import yaml
 from bs4 import BeautifulSoup, Tag
+from pypdf import PdfReader, PdfWriter
 
 ROOT = Path(__file__).parent.parent
 SITE = ROOT / "_build" / "html"
@@ -223,45 +225,20 @@ def printed(source: Path, browser: str) -> tuple[bytes, dict[str, int]]:
             return tab.pdf(**how, outline=True, tagged=True), numbers
 
 
-def objects(pdf: bytes) -> dict[int, bytes]:
-    """The objects of a PDF as Chromium writes it, each by its number."""
-    return {int(n): body for n, body in re.findall(rb"^(\d+) 0 obj\n(.*?)\nendobj", pdf, re.MULTILINE | re.DOTALL)}
-
-
 def destinations(pdf: bytes) -> dict[str, int]:
     """On which page, counted from 1, each named place of the document is."""
-    found = objects(pdf)
-
-    def leaves(number: int) -> list[int]:
-        kids = re.search(rb"/Type /Pages\b.*?/Kids \[(.*?)\]|/Kids \[(.*?)\]", found[number], re.DOTALL)
-        if not kids:
-            return [number]
-        return [leaf for kid in re.findall(rb"(\d+) 0 R", kids[1] or kids[2]) for leaf in leaves(int(kid))]
-
-    catalogue = next(body for body in found.values() if b"/Type /Catalog" in body)
-    order = {leaf: i for i, leaf in enumerate(leaves(int(re.search(rb"/Pages (\d+) 0 R", catalogue)[1])), start=1)}
-    places = re.search(rb"/Dests (\d+) 0 R", catalogue)
-    named = re.findall(rb"/(\S+) \[(\d+) 0 R", found[int(places[1])]) if places else []
-    return {place.decode(): order[int(page)] for place, page in named}
+    reader = PdfReader(BytesIO(pdf))
+    order = {page.indirect_reference.idnum: i for i, page in enumerate(reader.pages, start=1)}
+    return {place.lstrip("/"): order[to.page.idnum] for place, to in reader.named_destinations.items()}
 
 
 def with_properties(pdf: bytes, author: str) -> bytes:
     """The same file, appended to it who wrote it, and that a reader opens it with its outline beside it."""
-    found = objects(pdf)
-    trailer = pdf[pdf.rindex(b"trailer") :]
-    root, info = (int(re.search(rb"/%s (\d+) 0 R" % key, trailer)[1]) for key in (b"Root", b"Info"))
-    name_in_hex = author.encode("utf-16-be").hex().encode()
-    changed = {
-        info: found[info].replace(b"/Producer", b"/Author <feff%s>\n/Producer" % name_in_hex, 1),
-        root: found[root].replace(b"/Type /Catalog", b"/Type /Catalog\n/PageMode /UseOutlines", 1),
-    }
-    xref = b"xref\n"
-    for number, body in changed.items():
-        xref += b"%d 1\n%010d 00000 n \n" % (number, len(pdf))
-        pdf += b"%d 0 obj\n%s\nendobj\n" % (number, body)
-    before = re.search(rb"startxref\s+(\d+)", trailer)[1]
-    keys = re.search(rb"<<(.*?)>>\s*startxref", trailer, re.DOTALL)[1]
-    return pdf + xref + b"trailer\n<<%s\n/Prev %s>>\nstartxref\n%d\n%%%%EOF\n" % (keys, before, len(pdf))
+    writer = PdfWriter(BytesIO(pdf), incremental=True)
+    writer.add_metadata({"/Author": author})
+    writer.page_mode = "/UseOutlines"
+    writer.write(changed := BytesIO())
+    return changed.getvalue()
 
 
 def main() -> None:
@@ -294,7 +271,7 @@ def main() -> None:
         )
     chosen.out.write_bytes(with_properties(pdf, CONFIG["author"]))
     source.unlink()
-    pages = len(re.findall(rb"/Type /Page\b(?!s)", pdf))
+    pages = len(PdfReader(chosen.out).pages)
     print(f"{chosen.out}: {pages} pages, {chosen.out.stat().st_size / 1e6:.1f} MB")
 
 
