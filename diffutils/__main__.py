@@ -250,13 +250,20 @@ def parser() -> argparse.ArgumentParser:
     main = argparse.ArgumentParser("python -m diffutils", description="Train, sample and measure the book's models.")
     commands = main.add_subparsers(required=True, metavar="command")
 
-    def command(name: str, run: Any, **text: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=run.__doc__, description=run.__doc__, **text)
+    def command(name: str, run: Any) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
         made.set_defaults(run=run)
         return made
 
-    def add(to: argparse.ArgumentParser, *names: str, **settings: Any) -> None:
-        to.add_argument(*names, **settings)
+    def add(to: argparse.ArgumentParser, *names: str, help: str, **settings: Any) -> None:
+        if "default" in settings:
+            help += (
+                f" (default: {' '.join(map(str, settings['default'])) if 'nargs' in settings else settings['default']})"
+            )
+        to.add_argument(*names, help=help, **settings)
+
+    where = "cpu, cuda, cuda:1 (default: a GPU if there is one)"
+    as_json = "write the results to this file as JSON"
 
     one = command("train", train)
     add(one, "recipe", help="its name, as `recipes` lists them")
@@ -264,12 +271,17 @@ def parser() -> argparse.ArgumentParser:
     add(one, "--minutes", type=float, help="train so long, instead of the recipe's number of steps")
     add(one, "--steps", type=_count, help="train so many steps, instead of the recipe's")
     add(one, "--batch", type=_count, help="rows of a batch, of all processes together")
-    add(one, "--seed", type=int)
-    add(one, "--device", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    add(
+        one,
+        "--seed",
+        type=int,
+        help="of the first weights, the order of the data and the noise, instead of the recipe's",
+    )
+    add(one, "--device", help=where)
     add(one, "--micro", type=_count, default=1, help="parts to divide a batch in, for less memory")
     add(one, "--shard", action="store_true", help="spread the weights over the processes (FSDP)")
     add(one, "--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: on GPUs)")
-    add(one, "--snapshots", type=int, default=0, help="also keep weights at 1/2, 1/4, ... of the steps")
+    add(one, "--snapshots", type=int, default=0, help="also keep weights at so many of 1/2, 1/4, ... of the steps")
     add(one, "--every", type=_count, help="read the losses every so many steps (default: 1, on a GPU 20)")
     add(one, "--tensorboard", type=_count, metavar="N", help="write losses, and samples every N steps, for TensorBoard")
 
@@ -277,29 +289,33 @@ def parser() -> argparse.ArgumentParser:
         one = command(name, run)
         several = {"nargs": "+"} if name == "evaluate" else {}
         add(one, "recipe", help="its name, for the shipped weights, or a weights file", **several)
-        add(one, "--sampler", choices=zoo.SAMPLERS, default="ddim")
-        add(one, "--steps", type=_count, default=None if name == "sample" else 50)
-        add(one, "--eta", type=float, default=0.0, help="DDIM: 0 draws no noise, 1 is DDPM")
+        add(one, "--sampler", choices=zoo.SAMPLERS, default="ddim", help="the rule of a step")
+        if name == "sample":
+            add(one, "--steps", type=_count, help="calls of the network (default: 50; all that there are for ddpm)")
+            add(one, "--n", type=_count, default=64, help="images to draw")
+        else:
+            add(one, "--steps", type=_count, default=50, help="calls of the network")
+            add(one, "--n", type=_count, help="images to draw (default: as many as the judge's largest floor has)")
+        add(one, "--eta", type=float, default=0.0, help="of DDIM: 0 draws no noise, 1 is DDPM")
         add(one, "--power", type=float, default=1.0, help="spacing of the steps: 1 even, 2 quadratic")
-        add(one, "--n", type=_count, default=64 if name == "sample" else None)
         of = "a prompt (default: 3) or a label (default: 1)" if name == "sample" else "prompts (default: 3)"
         add(one, "--weight", type=float, help=f"of guidance by {of}; 1 takes it as it is")
-        add(one, "--seed", type=int, default=0)
-        add(one, "--device")
+        add(one, "--seed", type=int, default=0, help="of all noise")
+        add(one, "--device", help=where)
         if name == "sample":
             add(one, "--label", type=int, help="class to draw (default: each in turn)")
             add(one, "--prompt", help='what to draw, such as "a large red seven at the top left"')
-            add(one, "--out", default="grid.png")
+            add(one, "--out", default="grid.png", help="the picture to write")
         else:
-            add(one, "--repeats", type=_count, default=1, help="measure with so many seeds")
+            add(one, "--repeats", type=_count, default=1, help="measure with so many seeds, from --seed on")
             add(one, "--record", help="write the weights with these results in their header to this file (or folder)")
             add(one, "--inception", help="weights of torch-fidelity's Inception network: add the papers' FID and KID")
-            add(one, "--out", help="write the results to this file as JSON")
+            add(one, "--out", help=as_json)
 
     one = command("bench", benchmark)
-    add(one, "--rounds", type=_count, default=15)
-    add(one, "--device")
-    add(one, "--out", help="write the results to this file as JSON")
+    add(one, "--rounds", type=_count, default=15, help="how often each pair is measured")
+    add(one, "--device", help=where)
+    add(one, "--out", help=as_json)
 
     one = command("study", study)
     add(one, "name", help=", ".join(studies.STUDIES))
@@ -311,20 +327,25 @@ def parser() -> argparse.ArgumentParser:
     add(one, "--retrain", action="store_true", help="train every model from nothing, with three seeds")
     add(one, "--n", type=_count, help="images a draw (default: as many as the floor is known at, up to 2000)")
     add(one, "--draws", type=_count, help="sampling seeds a training (default: 2 on the digits, else 3)")
-    add(one, "--device")
+    add(one, "--device", help=where)
     add(one, "--own", default="runs", help="folder of weights that are not shipped, as `train` leaves them")
     add(one, "--steps", type=_count, help="with --retrain: train so many steps only, for a rehearsal")
 
     one = command("race", race)
-    add(one, "names", nargs="+", help="recipes, diffusers, denoising-diffusion-pytorch")
-    add(one, "--minutes", type=float, nargs="+", default=[30])
-    add(one, "--n", type=_count, default=2000)
-    add(one, "--steps", type=_count, default=50)
-    add(one, "--eta", type=float, default=0.0)
-    add(one, "--seeds", type=int, nargs="+", default=[0])
-    add(one, "--judge", default="mnist-classifier")
-    add(one, "--device")
-    add(one, "--out", help="write the results to this file as JSON")
+    add(one, "names", nargs="+", help="recipes, and of " + ", ".join(map(repr, races.LIBRARIES)))
+    add(one, "--minutes", type=float, nargs="+", default=[30], help="to train for; several times, one after the other")
+    add(one, "--n", type=_count, default=2000, help="images to draw from each")
+    add(one, "--steps", type=_count, default=50, help="of DDIM, calls of the network")
+    add(one, "--eta", type=float, default=0.0, help="of DDIM: 0 draws no noise, 1 is DDPM")
+    add(one, "--seeds", type=int, nargs="+", default=[0], help="of trainings")
+    add(
+        one,
+        "--judge",
+        default="mnist-classifier",
+        help="the recipe of the classifier in whose features they are compared",
+    )
+    add(one, "--device", help=where)
+    add(one, "--out", help="the file to write, or to go on with, as JSON")
 
     command("recipes", show)
     command("doctor", diagnose)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from .process import at, check_t, generate, q_posterior
-from .runtime import autocast, place
+from .runtime import autocast, average_over_processes
 from .schedules import Schedule
 from .training import Budget, Descent, Step
 
@@ -157,10 +157,7 @@ class Duel(Descent):
         loss.backward()
         for group in optimiser.param_groups:
             group["lr"] = rate
-            if (world := place()[1]) > 1:
-                for weight in group["params"]:
-                    torch.distributed.all_reduce(weight.grad)
-                    weight.grad /= world
+        average_over_processes([weight.grad for group in optimiser.param_groups for weight in group["params"]])
         optimiser.step()
 
 

@@ -215,8 +215,8 @@ def measure(rounds: int = 15, device: str | None = None) -> Iterator[tuple[str, 
     ratios.
 
     In a round each contender takes one training step and answers one call, so whatever slows the machine for a while
-    slows all of them; ratios are taken within a round. Times are given as median and quartiles. Raises ``ValueError``
-    if ``rounds < 2``.
+    slows all of them, and each begins a round in turn; ratios are taken within a round. Times are given as median and
+    quartiles. Raises ``ValueError`` if ``rounds < 2``.
     """
     if rounds < 2:
         raise ValueError(f"rounds: must be at least 2, got {rounds}")
@@ -230,8 +230,10 @@ def measure(rounds: int = 15, device: str | None = None) -> Iterator[tuple[str, 
     calls = {one: _sampling(one, network, where) for one, (network, _) in made.items()}
     steps: dict[str, list[float]] = {one.name: [] for one in made}
     samples: dict[str, list[float]] = {one.name: [] for one in made}
+    order = list(made)
     for turn in range(rounds + 2):
-        for one, (_, step) in made.items():
+        for one in order[turn % len(order) :] + order[: turn % len(order)]:
+            step = made[one][1]
             times = _seconds(step, where), _seconds(calls[one], where)
             if turn >= 2:
                 steps[one.name].append(times[0])

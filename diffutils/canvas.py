@@ -228,7 +228,8 @@ def measure(x: Tensor, digits: Tensor | int = 1) -> Attributes:
     they are, so ``digit`` is -1.
 
     Two digits are told apart by the straight line between them that goes through the least ink. Ink fainter than 0.15
-    is taken for none, so that a grain in a generated image does no harm. Source: chapter 11.
+    is taken for none, so that a grain in a generated image does no harm. On the CPU, like :func:`draw` and
+    :func:`crops`. Source: chapter 11.
     """
     count = torch.as_tensor(digits).expand(len(x))
     ink = ((x.amax(1) + 1) / 2).clamp(0, 1)

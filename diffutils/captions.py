@@ -1,12 +1,12 @@
 """What is to be said about a canvas: words for what was measured, plain sentences, and sentences as numbers."""
 
-import difflib
 import re
 from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor
 
+from . import runtime
 from .canvas import APART, COLOURS, SIZES, Attributes
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -130,17 +130,12 @@ def tokens(prompts: str | Sequence[str]) -> Tensor:
         if unknown := [word for word in dict.fromkeys(words) if word not in number]:
             raise ValueError(
                 f"prompts: the words known are {', '.join(VOCABULARY)}; unknown in {prompt!r}: "
-                + ", ".join(map(_asked, unknown))
+                + ", ".join(runtime.named(word, VOCABULARY) for word in unknown)
             )
         if len(words) > LENGTH:
             raise ValueError(f"prompts: at most {LENGTH} words, got {len(words)} in {prompt!r}")
         row[: len(words)] = torch.tensor([number[word] for word in words], dtype=torch.int64)
     return rows
-
-
-def _asked(word: str) -> str:
-    near = difflib.get_close_matches(word, VOCABULARY, 1)
-    return repr(word) + (f" (did you mean {near[0]!r}?)" if near else "")
 
 
 def variants(

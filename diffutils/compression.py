@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 from .networks.classifier import Classifier
 from .objectives import decoder_term, gaussian_kl, prior_term, step_term
 from .process import Denoiser
-from .runtime import autocast, place
+from .runtime import autocast, average_over_processes
 from .schedules import Schedule
 from .training import Budget, Descent
 
@@ -61,7 +61,8 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: Tensor, d
     .. math:: \lambda = \min\Bigl(\frac{\|\nabla_{\text{last}} L_{\text{rec}}\|}{\|\nabla_{\text{last}} L_{\text{adv}}\|
         + \delta},\; 10^4\Bigr).
 
-    Source: chapter 11; Esser et al. (2021), equation 7.
+    Source: chapter 11; Esser et al. (2021), equation 7, with :math:`\delta = 10^{-6}` and without the bound; the
+    default and the bound are those of their published code.
     """
     (of_reconstruction,) = torch.autograd.grad(reconstruction, last, retain_graph=True)
     (of_adversarial,) = torch.autograd.grad(adversarial, last, retain_graph=True)
@@ -178,10 +179,7 @@ def _descend(players: list[torch.optim.Optimizer], loss: Tensor, rate: float, cl
     for weight in weights:
         weight.grad = None
     loss.backward()
-    if (world := place()[1]) > 1:
-        for weight in weights:
-            torch.distributed.all_reduce(weight.grad)
-            weight.grad /= world
+    average_over_processes([weight.grad for weight in weights])
     nn.utils.clip_grad_norm_(weights, clip)
     for group in groups:
         group["lr"] = rate

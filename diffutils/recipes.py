@@ -25,7 +25,7 @@ from .networks.classifier import Classifier
 from .networks.discriminator import DDG, GAN
 from .networks.latent import Autoencoder, LatentUNet, PatchDiscriminator, VQAutoencoder
 from .networks.text import TextEncoder
-from .networks.unet import Attention, ResBlock, UNet
+from .networks.unet import Attention, CrossAttention, ResBlock, UNet
 from .schedules import Schedule
 from .training import Step
 
@@ -51,7 +51,7 @@ def recipe(name: str, **changes: Any) -> Recipe:
     """
     known = recipes()
     if name not in known:
-        raise ValueError(f"name: must be one of {', '.join(known)}, got {name!r}")
+        raise ValueError(f"name: must be one of {', '.join(known)}, got {runtime.named(name, known)}")
     unknown = sorted(changes.keys() - known[name].keys())
     if unknown:
         raise ValueError(f"changes: {name} has no {', '.join(unknown)}; it has {', '.join(known[name])}")
@@ -81,7 +81,10 @@ def located(name: str | Path) -> Path:
     if path.suffix == ".safetensors":
         return path
     if str(name) not in recipes():
-        raise ValueError(f"name: must be a .safetensors file or one of {', '.join(recipes())}, got {str(name)!r}")
+        raise ValueError(
+            f"name: must be a .safetensors file or one of {', '.join(recipes())}, "
+            f"got {runtime.named(str(name), recipes())}"
+        )
     path = FOLDER / f"{name}.safetensors"
     if not path.exists():
         raise FileNotFoundError(
@@ -212,9 +215,10 @@ class Run(Iterable[Step]):
             network.compile()
         duel = recipe["method"] in ("gan", "ddg", "autoencoder")
         self.watch = Watch() if recipe["method"] in ("gan", "ddg") else None
-        if duel and (micro > 1 or shard):
-            what = {"gan": "a GAN", "ddg": "a denoising diffusion GAN"}.get(recipe["method"], "an autoencoder")
-            raise ValueError(f"micro, shard: {what} is trained whole, by one process or by several")
+        if (micro > 1 and duel) or (shard and recipe["method"] != "ddpm"):
+            what = {"gan": "a GAN", "ddg": "a denoising diffusion GAN", "vae": "a VAE", "classifier": "a classifier"}
+            how = f"{what.get(recipe['method'], 'an autoencoder')} is trained whole"
+            raise ValueError(f"micro, shard: {how}, by one process or by several")
         if world > 1 and not duel:
             network = _spread(network, ema.module, shard, where)
 
@@ -245,7 +249,7 @@ class Run(Iterable[Step]):
             self.update = training.Descent(network, loss, self.budget, optimiser=optimiser, micro=micro, **common)
         settings = {"seconds": seconds, "micro": micro, "processes": world, "device": where.type}
         if self.stage:
-            settings |= {"measured scale": network.scale.item()}
+            settings |= {"measured scale": training.plain(network).scale.item()}
         self.checkpoints = checkpoints.Checkpoints(
             folder,
             {key: value for key, value in recipe.items() if key != "about"} | settings,
@@ -331,7 +335,7 @@ def _spread(network: nn.Module, average: nn.Module, shard: bool, where: torch.de
     mesh = init_device_mesh(where.type, (runtime.place()[1],))
     for of in network, average:
         for module in of.modules():
-            if isinstance(module, ResBlock | Attention):
+            if isinstance(module, ResBlock | Attention | CrossAttention | TextEncoder):
                 fully_shard(module, mesh=mesh)
         fully_shard(of, mesh=mesh)
     return network

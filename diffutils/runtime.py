@@ -1,6 +1,7 @@
 """Device, precision, seeding, processes and signals: what depends on the machine rather than on the mathematics."""
 
 import contextlib
+import difflib
 import importlib.util
 import os
 import platform
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,13 @@ _started = time.perf_counter()
 def device(name: str | torch.device | None = None) -> torch.device:
     """The device to compute on: ``name`` if given, else a CUDA GPU if there is one, else the CPU.
 
-    Raises ``ValueError`` if ``name`` is no device of this machine.
+    Raises ``ValueError`` if ``name`` is no device of this machine, or one without float64, which schedules are made of.
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, dtype=torch.float64, device=name).item()
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise ValueError(f"device: {name!r} is not usable here ({str(error).splitlines()[0]})") from error
     return torch.device(name)
 
@@ -42,6 +43,23 @@ def own_device(name: str | torch.device | None = None) -> torch.device:
         name = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(name)
     return device(name)
+
+
+def average_over_processes(values: Sequence[Tensor]) -> None:
+    """Put into tensors of one dtype their means over all processes, by a single message. Alone, do nothing."""
+    world = place()[1]
+    if world > 1:
+        together = torch.cat([value.flatten() for value in values])
+        torch.distributed.all_reduce(together)
+        together /= world
+        for value, mean in zip(values, together.split([value.numel() for value in values]), strict=True):
+            value.copy_(mean.view_as(value))
+
+
+def named(word: str, known: Iterable[str]) -> str:
+    """The word in quotes, for a message that it is unknown, and the known one that it may have been meant for."""
+    near = difflib.get_close_matches(word, known, 1)
+    return repr(word) + (f" (did you mean {near[0]!r}?)" if near else "")
 
 
 def generator(seed: int, device: torch.device | str = "cpu") -> Generator:

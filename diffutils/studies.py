@@ -250,16 +250,12 @@ STUDIES: dict[str, Callable[[], Iterator[Cell]]] = {
 def run(name: str, path: str | Path) -> Iterator[dict[str, Any]]:
     """Measure the cells of a study that the file ``path`` lacks, writing it after each, and yield the rows.
 
-    Raises ``ValueError`` for an unknown study, and if the file is of another one.
+    Raises ``ValueError`` for an unknown study, and if the file is of another one, or from another machine.
     """
     if name not in STUDIES:
-        raise ValueError(f"name: must be one of {', '.join(STUDIES)}, got {name!r}")
+        raise ValueError(f"name: must be one of {', '.join(STUDIES)}, got {runtime.named(name, STUDIES)}")
     path = Path(path)
-    kept = {"study": name, "setting": runtime.setting(runtime.device()), "rows": []}
-    if path.exists():
-        kept = json.loads(path.read_text("utf-8"))
-        if kept.get("study") != name:
-            raise ValueError(f"{path}: holds the study {kept.get('study')}, not {name}")
+    kept = resumed(path, {"study": name, "setting": runtime.setting(runtime.device()), "rows": []})
     for settings, measure in STUDIES[name]():
         if any(settings.items() <= row.items() for row in kept["rows"]):
             continue
@@ -267,6 +263,28 @@ def run(name: str, path: str | Path) -> Iterator[dict[str, Any]]:
         kept["rows"].append(row)
         write(path, kept)
         yield row
+
+
+def resumed(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
+    """The results file that a run may go on with, which is ``fresh`` if there is none.
+
+    Raises ``ValueError`` if the file is of another study or table, or was measured with other settings, hardware,
+    threads or versions: its seconds, and on another machine its last digits too, would be of two kinds.
+    """
+    if not path.exists():
+        return fresh
+    kept = json.loads(path.read_text("utf-8"))
+
+    def same(of: dict[str, Any]) -> dict[str, Any]:
+        setting = {key: value for key, value in of.get("setting", {}).items() if key != "date"}
+        return {key: of[key] for key in ("study", "trilemma") if key in of} | of.get("settings", {}) | setting
+
+    there, here = same(kept), same(fresh)
+    differ = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
+    if differ:
+        found = ", ".join(f"{key} = {there.get(key)!r} (now {here.get(key)!r})" for key in differ)
+        raise ValueError(f"{path}: was measured with {found}. Give another file.")
+    return kept
 
 
 def write(path: Path, kept: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from . import optimisers
 from .checkpoints import Checkpoints
-from .runtime import any_process, autocast, first, place, stop_later
+from .runtime import any_process, autocast, average_over_processes, first, place, stop_later
 
 Update = Callable[[tuple[Tensor, ...]], dict[str, Tensor]]
 """batch -> named losses, having changed whatever it trains."""
@@ -324,18 +324,18 @@ def _mean(recent: list[dict[str, Tensor]], index: int) -> dict[str, float]:
     """Each loss averaged over processes and over the updates after step ``index`` that have it; the first that is not
     finite stops the run.
     """
+    named = [(i, name, loss) for i, losses in enumerate(recent) for name, loss in losses.items()]
+    if not named:
+        return {}
+    together = torch.stack([loss.detach().double() for _, _, loss in named])
+    average_over_processes([together])
     values: dict[str, list[float]] = {}
-    for i, losses in enumerate(recent):
-        together = torch.stack([loss.detach().double() for loss in losses.values()]) if losses else torch.empty(0)
-        if (world := place()[1]) > 1:
-            torch.distributed.all_reduce(together)
-            together /= world
-        for name, value in zip(losses, together.tolist(), strict=True):
-            if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"step {index + i + 1}: {name} is {value}: lower the learning rate, or look at the batch"
-                )
-            values.setdefault(name, []).append(value)
+    for (i, name, _), value in zip(named, together.tolist(), strict=True):
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"step {index + i + 1}: {name} is {value}: lower the learning rate, or look at the batch"
+            )
+        values.setdefault(name, []).append(value)
     return {name: sum(of) / len(of) for name, of in values.items()}
 
 

@@ -5,7 +5,6 @@ goes on with those that are missing. What stands in the file is said in it (:dat
 reads it.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -123,7 +122,7 @@ def run(
         evaluation.check_n(by, n)
     path = Path(path or Path("runs") / f"trilemma-{name}.json")
     where = runtime.device(device)
-    kept = _resumed(
+    kept = studies.resumed(
         path,
         {
             "trilemma": name,
@@ -161,24 +160,6 @@ def run(
 def results(name: str = "digits") -> dict[str, Any]:
     """The shipped file of a data set. Raises ``FileNotFoundError`` if there is none."""
     return studies.results(f"trilemma-{name}")
-
-
-def _resumed(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
-    """The file as it is, if there is one that this run may go on with."""
-    if not path.exists():
-        return fresh
-    kept = json.loads(path.read_text("utf-8"))
-
-    def same(of: dict[str, Any]) -> dict[str, Any]:
-        setting = {key: value for key, value in of.get("setting", {}).items() if key != "date"}
-        return {"trilemma": of.get("trilemma")} | of.get("settings", {}) | setting
-
-    there, here = same(kept), same(fresh)
-    differ = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
-    if differ:
-        found = ", ".join(f"{key} = {there.get(key)!r} (now {here.get(key)!r})" for key in differ)
-        raise ValueError(f"{path}: was measured with {found}. Give another file.")
-    return kept
 
 
 def _floor(by: evaluation.Judge, n: int) -> dict[str, Any]:

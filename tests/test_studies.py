@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from diffutils import evaluation, recipes, studies, zoo
+from diffutils import evaluation, recipes, runtime, studies, zoo
 
 
 def test_a_study_goes_on_with_the_cells_that_are_missing(tmp_path, monkeypatch):
@@ -27,9 +27,14 @@ def test_a_study_goes_on_with_the_cells_that_are_missing(tmp_path, monkeypatch):
 
 
 def test_a_file_of_another_study_and_an_unknown_study_are_refused(tmp_path):
-    (tmp_path / "a.json").write_text('{"study": "bound", "rows": []}')
-    with pytest.raises(ValueError, match="holds the study bound, not families"):
+    kept = {"study": "bound", "setting": runtime.setting(runtime.device()), "rows": []}
+    (tmp_path / "a.json").write_text(json.dumps(kept))
+    with pytest.raises(ValueError, match=r"was measured with study = 'bound' \(now 'families'\)\. Give"):
         next(studies.run("families", tmp_path / "a.json"))
+    kept["setting"]["threads"] += 1
+    (tmp_path / "a.json").write_text(json.dumps(kept))
+    with pytest.raises(ValueError, match=r"a\.json: was measured with threads = \d+ \(now \d+\)\. Give another file"):
+        next(studies.run("bound", tmp_path / "a.json"))
     with pytest.raises(ValueError, match="name: must be one of families, .*got 'family'"):
         next(studies.run("family", tmp_path / "b.json"))
 

@@ -264,5 +264,6 @@ def test_the_shipped_table_is_complete(name):
     least = 3 if name == "digits" else 1
     drawn = [row for row in kept["rows"] if row["kind"] == "draw"]
     assert all(len({row["training"] for row in drawn if row["name"] == one}) >= least for one in table)
+    assert all("+" not in str(revision) for revision in kept["revisions"])
     assert (recipes.FOLDER / f"trilemma-{name}.json").stat().st_size < 400_000
     assert studies.results(f"trilemma-{name}") == kept

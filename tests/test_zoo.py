@@ -252,6 +252,7 @@ def said(monkeypatch, capsys, *arguments: object) -> tuple[int, str]:
         (["evaluate", "digits-ddpm", "--out", "/nowhere/x.json"], "^error: out: there is no folder /nowhere$"),
         (["sample", "digits-ddpm", "--steps", 0], "error: argument --steps: must be a whole number, at least 1, got 0"),
         (["sample", "digits-ddpm", "--n", -3], "error: argument --n: must be a whole number, at least 1, got -3"),
+        (["train", "digits-ddpm", "--steps", 0], "error: argument --steps: must be a whole number, at least 1, got 0"),
         (["train", "digits-ddpm", "--every", 0], "error: argument --every: must be"),
         (["evaluate", "digits-ddpm", "--repeats", 0], "error: argument --repeats: must be"),
         (["sample", "digits-ddpm", "--steps", 5000, "--n", 1], "^error: steps: needs 1 <= steps <= T = 1000, got 5000"),
