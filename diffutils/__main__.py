@@ -312,11 +312,6 @@ def parser() -> argparse.ArgumentParser:
             add(one, "--inception", help="weights of torch-fidelity's Inception network: add the papers' FID and KID")
             add(one, "--out", help=as_json)
 
-    one = command("bench", benchmark)
-    add(one, "--rounds", type=_count, default=15, help="how often each pair is measured")
-    add(one, "--device", help=where)
-    add(one, "--out", help=as_json)
-
     one = command("study", study)
     add(one, "name", help=", ".join(studies.STUDIES))
     add(one, "--out", help="the file to write, or to go on with (default: runs/NAME.json)")
@@ -330,6 +325,11 @@ def parser() -> argparse.ArgumentParser:
     add(one, "--device", help=where)
     add(one, "--own", default="runs", help="folder of weights that are not shipped, as `train` leaves them")
     add(one, "--steps", type=_count, help="with --retrain: train so many steps only, for a rehearsal")
+
+    one = command("bench", benchmark)
+    add(one, "--rounds", type=_count, default=15, help="how often each pair is measured")
+    add(one, "--device", help=where)
+    add(one, "--out", help=as_json)
 
     one = command("race", race)
     add(one, "names", nargs="+", help="recipes, and of " + ", ".join(map(repr, races.LIBRARIES)))

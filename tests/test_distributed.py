@@ -105,7 +105,7 @@ def test_the_command_line_trains_the_same_on_two_processes(tmp_path, options):
 
 @pytest.mark.parametrize("recipe", ["digits-vae", "digits-classifier", "digits-ldm"])
 def test_every_kind_of_network_learns_the_same_from_two_processes(tmp_path, recipe):
-    """Of one process, half a batch after the other; of two, side by side. What a batch norm counts is each one's own."""
+    """Of one process, half a batch after the other; of two, side by side. A batch norm counts its own part only."""
     command = ["-m", "diffutils", "train", recipe, "--steps", "4", "--batch", "32", "--device", "cpu"]
     launch(1, *command, "--micro", "2", "--out", tmp_path / "one")
     launch(2, *command, "--out", tmp_path / "two")

@@ -37,6 +37,10 @@ def test_the_changelog_has_a_part_for_what_is_new_or_for_this_version():
 def test_every_command_of_the_readme_exists():
     from diffutils.__main__ import parser
 
-    told = set(re.findall(r"-m diffutils ([a-z]+)", (ROOT / "README.md").read_text("utf-8")))
     commands = next(action.choices for action in parser()._actions if action.choices)
+    told = set(re.findall(r"-m diffutils ([a-z]+)", (ROOT / "README.md").read_text("utf-8")))
     assert "doctor" in told and told <= set(commands)
+    page = (ROOT / "book" / "api" / "command_line.md").read_text("utf-8")
+    assert re.findall(r"^## (\w+)$", page, re.MULTILINE) == re.findall(r":path: (\w+)", page) == list(commands)
+    for name, command in commands.items():
+        assert all(action.help for action in command._actions), name
