@@ -30,11 +30,15 @@ class Contender(NamedTuple):
     """Something that is timed: a network and how it is trained."""
 
     name: str
+    """As the results call it."""
     package: str | None
     """The package that it needs, if not ours."""
     bf16: bool
+    """Whether it multiplies in bfloat16."""
     optimiser: str
+    """``adam`` or ``muon``."""
     build: Callable[[], nn.Module]
+    """Makes the network."""
 
 
 def _recipe() -> nn.Module:
@@ -106,7 +110,10 @@ RATIOS = [
     ("recipe, bf16", "equal parameters, denoising-diffusion-pytorch, bf16", None),
     ("recipe, bf16", "equal parameters, denoising-diffusion-pytorch, fp32", 4.0),
 ]
-"""(ours, theirs, how many times as fast ours should be, if that was said beforehand)."""
+"""(ours, theirs, how many times as fast ours should be, if that was said beforehand).
+
+:meta hide-value:
+"""
 
 
 def available() -> list[Contender]:

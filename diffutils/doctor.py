@@ -19,7 +19,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-"""The folder of the book, if the module is used from there."""
+"""The folder of the book, if the module is used from there.
+
+:meta hide-value:
+"""
 
 GIB = 2**30
 PYTHON = (3, 11)
@@ -30,17 +33,21 @@ WHY = {
     "torchvision": "Each torchvision fits one torch: install the two together.",
     "sphinx-mathjax-offline": "Without it the site takes its mathematics from another host.",
 }
-"""What a reader should know beside the range that is asked for."""
+"""What a reader should know beside the range that is asked for.
+
+:meta hide-value:
+"""
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at: ``kind`` is ``fine``, ``note`` (a fact to know) or ``fault``; ``what`` says what
-    is, and ``mend`` what to do about it.
-    """
+    """One thing that was looked at."""
 
     kind: str
+    """``fine``, ``note`` (a fact to know) or ``fault``."""
     what: str
+    """What is."""
     mend: str = ""
+    """What to do about it."""
 
 
 def python(version: tuple[int, ...] = sys.version_info[:3]) -> Finding:

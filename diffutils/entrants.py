@@ -18,9 +18,11 @@ class Entrant(NamedTuple):
     """A model of the zoo, and how it is sampled."""
 
     name: str
+    """As the table calls it."""
     model: str
     """The recipe's name without the data set."""
     sampler: str = "ddim"
+    """One of :data:`diffutils.zoo.SAMPLERS`, for a diffusion model."""
     steps: int | None = None
     """Of a diffusion model's walk; the others have a number of their own."""
 

@@ -22,6 +22,7 @@ class Judge(NamedTuple):
     """A classifier, and what it makes of real images."""
 
     network: Classifier
+    """In whose features images are compared."""
     reference: Tensor
     """Features ``(N, D)`` of the real images that samples are compared with, in random order."""
     header: dict[str, Any]

@@ -127,7 +127,10 @@ LIBRARIES: dict[str, Callable[..., Trained]] = {
     "denoising-diffusion-pytorch": _lucidrains,
     "denoising-diffusion-pytorch, fitted": partial(_lucidrains, width=16),
 }
-"""Other libraries as they come, and ``fitted``: with about as many parameters as our recipe."""
+"""Other libraries as they come, and ``fitted``: with about as many parameters as our recipe.
+
+:meta hide-value:
+"""
 
 
 def _run(update: Callable, x: Tensor, size: int, budget: Budget, seed: int) -> int:

@@ -18,6 +18,7 @@ class Estimate(NamedTuple):
     """A mean of repeated measurements, and how far to trust it."""
 
     mean: float
+    """Of :attr:`units`."""
     error: float
     """The standard error of the mean; 0 for what is counted, and nan for what was measured once."""
     dof: float
@@ -211,11 +212,17 @@ class Change(NamedTuple):
     """A score that differs from the stored one."""
 
     judge: str
+    """Which classifier gave it."""
     name: str
+    """Of the model."""
     score: str
+    """Which of :data:`diffutils.studies.SCORES`."""
     now: float
+    """Its mean in the file that was found."""
     stored: float
+    """Its mean in the stored file."""
     allowed: float
+    """How far apart the two may be by chance."""
 
 
 def changes(found: dict[str, Any], stored: dict[str, Any], level: float = 0.95) -> Iterator[Change]:

@@ -189,7 +189,10 @@ def _points(seed: int, T: int = 0, z: bool = True, predicts: str = "x_0") -> dic
 
 
 POINTS = data.twenty_five_gaussians(std=0.05)
-"""The points of chapter 10."""
+"""The points of chapter 10.
+
+:meta hide-value:
+"""
 
 
 def train_points(seed: int, T: int = 4, latent: int = 4, direct: bool = False, steps: int = 1200) -> nn.Module:

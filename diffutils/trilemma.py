@@ -73,9 +73,11 @@ class Done(NamedTuple):
     """A row that has been measured, and how far that is."""
 
     row: dict[str, Any]
+    """As it was written to the file."""
     index: int
     """Rows so far, those of earlier starts included."""
     total: int
+    """Rows there will be."""
     left: float
     """Seconds until the last, about."""
     next: dict[str, Any] | None

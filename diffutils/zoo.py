@@ -22,7 +22,10 @@ SAMPLERS: dict[str, Callable[[Denoiser, Schedule, float], Kernel]] = {
     "dpm-solver": lambda denoise, schedule, eta: samplers.dpm_solver(denoise, schedule),
     "heun": lambda denoise, schedule, eta: samplers.heun(denoise, schedule),
 }
-"""The kernels by name; ``ddpm-beta`` is ``ddpm`` with the larger variance, and eta is for ``ddim`` alone."""
+"""The kernels by name; ``ddpm-beta`` is ``ddpm`` with the larger variance, and eta is for ``ddim`` alone.
+
+:meta hide-value:
+"""
 
 
 class Model(NamedTuple):
@@ -32,7 +35,9 @@ class Model(NamedTuple):
     """Its estimate of x_0, if it is a diffusion model; a VAE and a GAN draw by their network's ``sample``, a denoising
     diffusion GAN by its generator, step by step."""
     schedule: Schedule | None
+    """Of its chain, if it has one."""
     network: nn.Module
+    """With its trained weights."""
     header: dict[str, Any]
     """``recipe``, how it was ``trained``, and the ``results`` of its evaluation."""
 

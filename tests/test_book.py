@@ -216,6 +216,20 @@ def tab(site):
             yield Tab(browser, site)
 
 
+@every_page
+def test_a_page_shows_no_text_of_machines(site, page):
+    """No folder or address of the machine that built it, and no words that Python or PyTorch put for missing ones."""
+    html = (site / page).with_suffix(".html").read_text(encoding="utf-8")
+    foreign = [
+        str(ROOT),
+        "PosixPath",
+        "&lt;function",
+        "Alias for field number",
+        "Should be overridden by all subclasses",
+    ]
+    assert [words for words in foreign if words in html] == []
+
+
 @needs_browser
 @every_page
 def test_browser_shows_the_page_without_another_host(tab, site, page):
@@ -288,7 +302,7 @@ def sliders():
 
 
 @needs_browser
-@pytest.mark.parametrize("page, frames", sliders())
+@pytest.mark.parametrize("page, frames", list(sliders()))
 def test_a_slider_turns_its_pages_by_keyboard(tab, page, frames):
     """Without a kernel: one picture is seen at a time, the right one, and what the slider says goes with it."""
     shown = tab.open(page)
