@@ -216,6 +216,19 @@ def tab(site):
             yield Tab(browser, site)
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("notebooks/")])
+def test_exercises_propositions_and_equations_have_the_number_of_their_chapter(site, page):
+    """Or the letter of their appendix, counted from 1: as the cells call them that solve the exercises."""
+    html = (site / page).with_suffix(".html").read_text(encoding="utf-8")
+    chapter = page.removeprefix("notebooks/").split("_")[0].lstrip("0")
+    for kind in r">Exercise ([^ <]+) <", r">Proposition ([^ <]+) <", r'class="eqno">\(([^)]+)\)<':
+        found = re.findall(kind, html)
+        assert found == [f"{chapter}.{i}" for i in range(1, len(found) + 1)]
+    cells = nbformat.read(ROOT / f"{page}.ipynb", as_version=4).cells
+    solved = re.findall(r"^# Solution of (Exercise \S+\d)", "\n".join(cell.source for cell in cells), re.MULTILINE)
+    assert all(f">{name} <" in html for name in solved)
+
+
 @every_page
 def test_a_page_shows_no_text_of_machines(site, page):
     """No folder or address of the machine that built it, and no words that Python or PyTorch put for missing ones."""
