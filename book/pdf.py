@@ -193,6 +193,15 @@ FIT = """column => {
   };
   for (const box of document.querySelectorAll('div.math')) wide(box, box.querySelector('mjx-math'), 0.5);
   for (const table of document.querySelectorAll('table')) wide(table.parentElement, table, 0.6);
+  for (const pre of document.querySelectorAll('.cell_output pre')) {  // a table that is printed as text keeps its columns
+    const longest = Math.max(...pre.textContent.split('\\n').map(line => line.length));
+    const probe = pre.appendChild(document.createElement('span'));
+    probe.textContent = '0'.repeat(50);
+    const style = getComputedStyle(pre), padding = parseFloat(style.paddingLeft) + parseFloat(style.paddingRight);
+    const ratio = (pre.clientWidth - padding) / (longest * probe.getBoundingClientRect().width / 50);
+    probe.remove();
+    if (ratio < 1 && ratio > 0.75) pre.style.fontSize = ratio * 0.99 * parseFloat(style.fontSize) + 'px';
+  }
   return [...document.querySelectorAll('.chapter *')]
     .filter(element => element.getBoundingClientRect().right > column + 2)
     .map(element => `${element.closest(".chapter").id}: ${element.tagName} ${element.textContent.trim().slice(0, 60)}`);
