@@ -229,6 +229,22 @@ def test_exercises_propositions_and_equations_have_the_number_of_their_chapter(s
     assert all(f">{name} <" in html for name in solved)
 
 
+def test_the_page_of_claims_says_what_the_verdicts_say():
+    """Each claim of the chapters is on it, with its verdict, and the link leads to the section that has the box."""
+    page = (ROOT / "book" / "claims.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (C\d+) \| .+? \| (\[.+?\]\(#[\w-]+\)) \|", page, re.MULTILINE))
+    verdicts = {}
+    for page in PAGES:
+        if page.startswith("notebooks/"):
+            cells = nbformat.read(ROOT / f"{page}.ipynb", as_version=4).cells
+            text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+            for part in re.split(r"^(?=\(sec-[\w-]+\)=$)", text, flags=re.MULTILINE):
+                for claim, verdict in re.findall(r"\{admonition\} Verdict on (C\d+): (.+)", part):
+                    verdicts.setdefault(claim, []).append(f"[{verdict.strip()}](#{part[1 : part.index(')')]})")
+    assert list(rows) == [f"C{i}" for i in range(1, 23)]
+    assert all(rows[claim] in verdicts[claim] for claim in rows)
+
+
 @every_page
 def test_a_page_shows_no_text_of_machines(site, page):
     """No folder or address of the machine that built it, and no words that Python or PyTorch put for missing ones."""
@@ -347,6 +363,13 @@ def test_a_slider_turns_its_pages_by_keyboard(tab, page, frames):
 
 def test_six_chapters_have_a_slider():
     assert [page[10:12] for page, frames in sliders()] == ["01", "02", "08", "09", "11", "12"]
+
+
+@needs_browser
+def test_the_first_screen_says_what_the_reader_will_be_able_to_do(tab):
+    shown = tab.open("index")
+    last = shown.locator("article li", has_text="compare models").first.bounding_box()
+    assert last["y"] + last["height"] < 900
 
 
 @needs_browser

@@ -34,6 +34,14 @@ def test_the_changelog_has_a_part_for_what_is_new_or_for_this_version():
     assert parts[0] == "Unreleased" or parts[0].startswith(diffutils.__version__)
 
 
+def test_the_script_for_engineers_runs(capsys):
+    """With three steps of training in place of its 300."""
+    page = (ROOT / "book" / "engineers.md").read_text("utf-8")
+    exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1].replace("300", "3"), {})
+    said = dict(line.rsplit(" ", 1) for line in capsys.readouterr().out.splitlines())
+    assert float(said["training digits"]) < float(said["noise"])
+
+
 def test_every_command_of_the_readme_exists():
     from diffutils.__main__ import parser
 
