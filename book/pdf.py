@@ -193,7 +193,7 @@ FIT = """column => {
   };
   for (const box of document.querySelectorAll('div.math')) wide(box, box.querySelector('mjx-math'), 0.5);
   for (const table of document.querySelectorAll('table')) wide(table.parentElement, table, 0.6);
-  for (const pre of document.querySelectorAll('.cell_output pre')) {  // a table that is printed as text keeps its columns
+  for (const pre of document.querySelectorAll('.cell_output pre')) {  // what is printed as a table keeps its columns
     const longest = Math.max(...pre.textContent.split('\\n').map(line => line.length));
     const probe = pre.appendChild(document.createElement('span'));
     probe.textContent = '0'.repeat(50);
@@ -254,7 +254,9 @@ def main() -> None:
     options = argparse.ArgumentParser(description="Print the built site as one PDF.")
     options.add_argument("--build", action="store_true", help="build the site first")
     options.add_argument("--pages", nargs="+", default=PAGES, help="names as in _toc.yml; all by default")
-    options.add_argument("--out", type=Path, default=ROOT / "_build" / "pdf" / "diffusion-models-measured.pdf")
+    options.add_argument(
+        "--out", type=Path, help="the file to write", default=ROOT / "_build" / "pdf" / "diffusion-models-measured.pdf"
+    )
     chosen = options.parse_args()
     if unknown := [page for page in chosen.pages if page not in PAGES]:
         sys.exit(f"--pages: {', '.join(unknown)}: not in _toc.yml, which has {', '.join(PAGES)}")
@@ -269,6 +271,7 @@ def main() -> None:
         subprocess.run([Path(sys.executable).parent / "jupyter-book", "build", "book"], cwd=ROOT, check=True)
     if missing := [page for page in chosen.pages if not (SITE / page).with_suffix(".html").exists()]:
         sys.exit(f"{missing[0]} is not built: run `jupyter-book build book` first, or `make pdf`, which does both")
+    chosen.out = chosen.out.resolve()
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     source = chosen.out.with_suffix(".html")
     source.write_text(document(chosen.pages), "utf-8")

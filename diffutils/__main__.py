@@ -2,6 +2,7 @@
 doctor."""
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -25,36 +26,48 @@ except (ImportError, OSError, RuntimeError, SyntaxError, TypeError) as error:
     raise SystemExit(f"error: {error} (python -m diffutils doctor says what is wrong)") from error
 
 
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Say, when a run is stopped by Ctrl-C, that it can be gone on with."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise
+
+
 def train(options: argparse.Namespace) -> None:
     """Follow a recipe; under ``torchrun`` with several processes."""
     changes = {key: getattr(options, key) for key in ("steps", "seed", "batch") if getattr(options, key) is not None}
     recipe = recipes.recipe(options.recipe, **changes)
+    if options.images:
+        recipe = recipes.for_folder(recipe, options.images)
+    if options.snapshots and options.minutes is not None:
+        raise ValueError("snapshots: are kept at shares of the recipe's steps, and with minutes there are none")
     folder = Path(options.out or Path("runs") / options.recipe)
     together = int(os.environ.get("WORLD_SIZE", 1)) > 1
     on_gpu = runtime.own_device(options.device).type == "cuda"
     if together:
         torch.distributed.init_process_group("nccl" if on_gpu else "gloo")
     try:
-        run = recipes.Run(
-            recipe,
-            folder,
-            options.device,
-            None if options.minutes is None else 60 * options.minutes,
-            options.micro,
-            options.shard,
-            options.compile,
-            options.snapshots,
-            (20 if on_gpu else 1) if options.every is None else options.every,
-        )
-        first = runtime.place()[0] == 0
-        walk = _logged(run, options.tensorboard, not options.shard) if options.tensorboard and first else run
-        for _ in walk:
-            pass
-        if first and run.update.index:
-            print(f"{run.update.index} steps in {run.budget.spent():.0f} s: {folder / 'weights.safetensors'}")
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        raise
+        with _stoppable():
+            run = recipes.Run(
+                recipe,
+                folder,
+                options.device,
+                None if options.minutes is None else 60 * options.minutes,
+                options.micro,
+                options.shard,
+                options.compile,
+                options.snapshots or 0,
+                (20 if on_gpu else 1) if options.every is None else options.every,
+            )
+            first = runtime.place()[0] == 0
+            walk = _logged(run, options.tensorboard, not options.shard) if options.tensorboard and first else run
+            for _ in walk:
+                pass
+            if first and run.update.index:
+                print(f"{run.update.index} steps in {run.budget.spent():.0f} s: {folder / 'weights.safetensors'}")
     finally:
         if together:
             torch.distributed.destroy_process_group()
@@ -95,7 +108,7 @@ def sample(options: argparse.Namespace) -> None:
     """Draw a grid of images into a file."""
     from torchvision.utils import save_image
 
-    _check_folder(options.out)
+    _check_place(options.out)
     model = zoo.load(options.recipe, options.device)
     longest = model.schedule.T if model.denoise else 1  # what is no diffusion model draws in its own way
     usual = longest if options.sampler.startswith("ddpm") else min(50, longest)
@@ -118,24 +131,29 @@ def sample(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Measure models and autoencoders, or calibrate a classifier; print the results, and keep them if asked to."""
-    _check_folder(options.out)
+    _check_place(options.out)
+    headers = {name: zoo.weights(name)[1] for name in options.recipe}
+    _check_record(options.record, [header["recipe"] for header in headers.values()])
     results = []
-    for name in options.recipe:
-        header = zoo.weights(name)[1]
+    for name, header in headers.items():
         if header["recipe"]["method"] == "classifier":
             found = evaluation.calibrate(name, options.record)
+        elif header["recipe"]["data"].startswith(recipes.FOLDER_OF):
+            raise ValueError(
+                f"{name}: was trained on pictures of your own, of which no judge of the book knows anything"
+            )
         elif header["recipe"]["method"] == "autoencoder":
             of_canvases = header["recipe"]["data"].endswith("-seen")
             measure = adherence.reconstruction if of_canvases else latents.reconstruction
             found = {"reconstruction": measure(zoo.weights(name)[0], header["recipe"])}
-            if options.record:
-                evaluation.record(name, found, options.record)
         else:
             model = zoo.load(name, options.device)
             seeds = range(options.seed, options.seed + options.repeats)
             if "captions" in header["recipe"]:
                 weight = 3.0 if options.weight is None else options.weight
                 n, how = options.n or 200, (weight, options.sampler, options.steps)
+                if options.eta or options.power != 1 or options.inception:
+                    raise ValueError("eta, power, inception: are not for models of text")
                 both = [(n, pairs, *how, seed) for pairs in ("seen", "unseen") for seed in seeds]
                 found = {"adherence": [adherence.adherence(model, *one) for one in both]}
             else:
@@ -144,17 +162,36 @@ def evaluate(options: argparse.Namespace) -> None:
                 how = options.n, options.sampler, options.steps, options.eta
                 weights, power = options.inception, options.power
                 found = {"evaluations": [evaluation.evaluate(model, *how, seed, weights, power) for seed in seeds]}
-            if options.record:
-                evaluation.record(name, found, options.record)
         results.append({"recipe": header["recipe"]["name"], "trained": header["trained"]} | found)
         print(json.dumps(results[-1]), flush=True)
+        if options.record and header["recipe"]["method"] != "classifier":
+            evaluation.record(name, found, options.record)
     _keep(results, options.out)
 
 
-def _check_folder(out: str | None) -> None:
-    """Say that there is no place for a file before the work that it is to hold is done."""
-    if out and not Path(out).parent.is_dir():
-        raise FileNotFoundError(f"out: there is no folder {Path(out).parent}")
+def _check_place(out: str | None) -> None:
+    """Say that a file cannot be written before the work that it is to hold is done."""
+    if not out:
+        return
+    folder = Path(out).parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"out: there is no folder {folder}")
+    if Path(out).is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"out: {out} cannot be written")
+
+
+def _check_record(to: str | None, recipes_of: list[recipes.Recipe]) -> None:
+    """The same of ``--record``: a folder for classifiers, whose reference features go beside them, else one file."""
+    if to is None:
+        return
+    classifiers = [recipe["method"] == "classifier" for recipe in recipes_of]
+    if all(classifiers):
+        if Path(to).suffix or not (Path(to).is_dir() or Path(to).parent.is_dir()):
+            raise ValueError(f"record: must be the folder that a classifier and its features are written to, got {to}")
+    elif len(recipes_of) > 1 or Path(to).suffix != ".safetensors":
+        raise ValueError(f"record: must be a .safetensors file, for a single recipe, got {to}")
+    else:
+        _check_place(to)
 
 
 def _keep(results: Any, out: str | None) -> None:
@@ -166,19 +203,23 @@ def race(options: argparse.Namespace) -> None:
     """Train recipes, and other libraries with their defaults, for equal times; measure what they draw; go on with what
     an earlier start left.
     """
+    _check_place(options.out)
     setting = runtime.setting(runtime.device(options.device), *(name.split(",")[0] for name in races.LIBRARIES))
-    results: dict[str, Any] = {"setting": setting, "results": []}
-    if options.out and Path(options.out).exists():
-        results = json.loads(Path(options.out).read_text("utf-8"))
+    results: dict[str, Any] = {"race": options.judge, "setting": setting, "results": []}
+    if options.out:
+        results = studies.resumed(Path(options.out), results)
     how = options.minutes, options.n, options.steps, options.eta, options.seeds, options.judge, options.device
-    for result in races.race(options.names, *how, done=tuple(results["results"])):
-        results["results"].append(result)
-        print(json.dumps(result), flush=True)
-        _keep(results, options.out)
+    with _stoppable():
+        for result in races.race(options.names, *how, done=tuple(results["results"])):
+            results["results"].append(result)
+            print(json.dumps(result), flush=True)
+            if options.out:
+                studies.write(Path(options.out), results)
 
 
 def benchmark(options: argparse.Namespace) -> None:
     """Measure speed and memory in pairs, here and against other libraries where they are installed."""
+    _check_place(options.out)
     results = {}
     for name, result in bench.measure(options.rounds, options.device):
         results[name] = result
@@ -188,8 +229,9 @@ def benchmark(options: argparse.Namespace) -> None:
 
 def study(options: argparse.Namespace) -> None:
     """Measure what a chapter's tables are read from; go on with what an earlier start left."""
-    for row in studies.run(options.name, options.out or Path("runs") / f"{options.name}.json"):
-        print(json.dumps(row), flush=True)
+    with _stoppable():
+        for row in studies.run(options.name, options.out or Path("runs") / f"{options.name}.json"):
+            print(json.dumps(row), flush=True)
 
 
 def trilemma(options: argparse.Namespace) -> None:
@@ -197,14 +239,11 @@ def trilemma(options: argparse.Namespace) -> None:
     path = Path(options.out or Path("runs") / f"trilemma-{options.data}.json")
     how = options.retrain, options.n, options.draws, options.device, options.own
     changes = {} if options.steps is None else {"steps": options.steps}
-    try:
+    with _stoppable():
         for done in table.run(options.data, path, *how, **changes):
             now = f"; now {_label(done.next)}" if done.next else ""
             took = f"{done.row['took']:.1f} s, about {done.left / 60:.1f} min left"
             print(f"{done.index:4} of {done.total}: {_label(done.row)}: {took}{now}", file=sys.stderr, flush=True)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        raise
     found = json.loads(path.read_text("utf-8"))
     print(ranking.text(found))
     for recipe, why in found["missing"].items():
@@ -268,6 +307,12 @@ def parser() -> argparse.ArgumentParser:
     one = command("train", train)
     add(one, "recipe", help="its name, as `recipes` lists them")
     add(one, "--out", help="folder for checkpoints and weights (default: runs/RECIPE); run again to go on from there")
+    add(
+        one,
+        "--images",
+        metavar="FOLDER",
+        help="train on your own pictures: a sub-folder of them for each class, or one",
+    )
     add(one, "--minutes", type=float, help="train so long, instead of the recipe's number of steps")
     add(one, "--steps", type=_count, help="train so many steps, instead of the recipe's")
     add(one, "--batch", type=_count, help="rows of a batch, of all processes together")
@@ -281,7 +326,7 @@ def parser() -> argparse.ArgumentParser:
     add(one, "--micro", type=_count, default=1, help="parts to divide a batch in, for less memory")
     add(one, "--shard", action="store_true", help="spread the weights over the processes (FSDP)")
     add(one, "--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: on GPUs)")
-    add(one, "--snapshots", type=int, default=0, help="also keep weights at so many of 1/2, 1/4, ... of the steps")
+    add(one, "--snapshots", type=_count, help="also keep weights at so many of 1/2, 1/4, ... of the steps")
     add(one, "--every", type=_count, help="read the losses every so many steps (default: 1, on a GPU 20)")
     add(one, "--tensorboard", type=_count, metavar="N", help="write losses, and samples every N steps, for TensorBoard")
 
@@ -308,7 +353,8 @@ def parser() -> argparse.ArgumentParser:
             add(one, "--out", default="grid.png", help="the picture to write")
         else:
             add(one, "--repeats", type=_count, default=1, help="measure with so many seeds, from --seed on")
-            add(one, "--record", help="write the weights with these results in their header to this file (or folder)")
+            into = "write the weights with these results in their header to this file; of a classifier: to this folder"
+            add(one, "--record", help=into)
             add(one, "--inception", help="weights of torch-fidelity's Inception network: add the papers' FID and KID")
             add(one, "--out", help=as_json)
 
@@ -361,8 +407,13 @@ def main() -> int:
         return options.run(options) or 0
     except KeyboardInterrupt:
         return 130
-    except (ValueError, OSError, FloatingPointError) as error:
+    except BrokenPipeError:  # whoever reads what is printed has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (ValueError, OSError, ImportError, FloatingPointError, torch.OutOfMemoryError) as error:
         text = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, torch.OutOfMemoryError):
+            text = f"{text.split('. ')[0]} (train --micro 2 needs half as much)"
         if getattr(error, "filename", None):
             text = f"{error.filename}: {text}"
         print("error:", " ".join(text.split()), file=sys.stderr)

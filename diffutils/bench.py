@@ -153,11 +153,11 @@ def _sampling(one: Contender, network: nn.Module, device: torch.device) -> Calla
 
 def _seconds(call: Callable[[], None], device: torch.device) -> float:
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     start = time.perf_counter()
     call()
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     return time.perf_counter() - start
 
 
@@ -181,7 +181,7 @@ def _memory(name: str, device: str, answer: Any) -> None:
 def _peak_bytes(device: str) -> int:
     """The most memory that this process has had: of the GPU, or of the machine (Linux; 0 elsewhere)."""
     if device != "cpu":
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
     return int(found.group(1)) * 1024 if found else 0
@@ -260,7 +260,7 @@ def measure(rounds: int = 15, device: str | None = None) -> Iterator[tuple[str, 
                 "img/s by 50 calls": round(BATCH / statistics.median(samples[one.name]) / 50, 2),
                 "MFLOP an image and step": round(flops / 1e6, 1),
                 "share of peak": round(flops * rate / top, 3),
-                "training memory MiB": round(memory(one.name, where.type) / 2**20, 1),
+                "training memory MiB": round(memory(one.name, str(where)) / 2**20, 1),
             },
         )
     for ours, theirs, goal in RATIOS:

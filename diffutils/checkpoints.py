@@ -180,7 +180,8 @@ class Checkpoints:
             there, here = header["recipe"], self.recipe
             names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
             found = ", ".join(f"{name} = {there.get(name)!r} (now {here.get(name)!r})" for name in names)
-            raise ValueError(f"{path}: a checkpoint of another recipe, with {found}. Give another folder.")
+            more = " (A longer training is another one: its learning rate falls later.)" * ("steps" in names)
+            raise ValueError(f"{path}: a checkpoint of another recipe, with {found}. Give another folder.{more}")
         state = unpack(tensors, header["state"])
         for name, part in self.parts.items():
             part.load_state_dict(state[name])

@@ -154,7 +154,7 @@ def _seconds(call: Callable[[], Any], where: torch.device, times: int) -> float:
         start = time.perf_counter()
         call()
         if where.type == "cuda":
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(where)
         taken.append(time.perf_counter() - start)
     return statistics.median(taken[1:])
 

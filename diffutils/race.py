@@ -145,6 +145,11 @@ def _size(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
+def _can_race(recipe: recipes.Recipe, judge: str) -> bool:
+    plain = recipe.get("method") == "ddpm" and not recipe.keys() & {"autoencoder", "drop"}
+    return plain and recipe["judge"] == judge
+
+
 def race(
     names: Iterable[str],
     minutes: Iterable[float],
@@ -163,8 +168,8 @@ def race(
     optimiser and batch; the sampler is the same for all. Every time is a training of its own, from nothing, whose
     learning rate has fallen when it is over. One result for each seed, time and name, as it comes, but for those that
     are among the results ``done``. Raises
-    ``ValueError`` for a name that is neither, a library that is not installed, a recipe on other data than the judge's,
-    and an n at which the judge knows no floor, all before the first is trained.
+    ``ValueError`` for a name that is neither, a library that is not installed, a recipe that is no diffusion model of
+    the judge's data without classes, and an n at which the judge knows no floor, all before the first is trained.
     """
     names, by, where = list(names), evaluation.judge(judge), runtime.device(device)
     known = recipes.recipes()
@@ -173,8 +178,11 @@ def race(
             package = name.split(",")[0]
             if not importlib.util.find_spec(package.replace("-", "_")):
                 raise ValueError(f"names: {package} is not installed (pip install {package})")
-        elif known.get(name, {}).get("judge") != judge:
-            raise ValueError(f"names: must be recipes judged by {judge}, or {', '.join(LIBRARIES)}, got {name!r}")
+        elif not _can_race(known.get(name, {}), judge):
+            raise ValueError(
+                f"names: must be recipes judged by {judge}, of diffusion models of pixels without classes, or of "
+                f"{', '.join(map(repr, LIBRARIES))}, got {runtime.named(name, [*known, *LIBRARIES])}"
+            )
     evaluation.check_n(by, n)
     x = data.images(known[judge]["data"]).x.to(where)
     for seed, time, name in itertools.product(list(seeds), list(minutes), names):

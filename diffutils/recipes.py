@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from . import canvas, captions, checkpoints, compression, objectives, runtime, schedules, training
+from . import canvas, captions, checkpoints, compression, data, objectives, runtime, schedules, training
 from .adversarial import DiffusionDuel, Duel, Watch
 from .networks.autoencoder import VAE
 from .networks.classifier import Classifier
@@ -45,6 +45,10 @@ def recipes() -> dict[str, Recipe]:
     return {name: {"name": name} | whole(name) for name in written}
 
 
+FOLDER_OF = "folder:"
+"""What ``data`` begins with in a recipe for one's own pictures, before the folder that has them."""
+
+
 def recipe(name: str, **changes: Any) -> Recipe:
     """The recipe called ``name`` with some of its entries changed. Raises ``ValueError`` for a name or an entry that
     does not exist.
@@ -56,6 +60,15 @@ def recipe(name: str, **changes: Any) -> Recipe:
     if unknown:
         raise ValueError(f"changes: {name} has no {', '.join(unknown)}; it has {', '.join(known[name])}")
     return known[name] | changes
+
+
+def for_folder(recipe: Recipe, folder: str | Path) -> Recipe:
+    """The recipe of a diffusion model, for the pictures in ``folder``, as :func:`diffutils.data.folder` reads them, at
+    the size and with the channels of its network. Raises ``ValueError`` if it is of another kind, or of classes.
+    """
+    if recipe["method"] != "ddpm" or recipe.keys() & {"autoencoder", "drop"}:
+        raise ValueError(f"images: must be for a diffusion model of pixels without classes, got {recipe['name']}")
+    return recipe | {"data": f"{FOLDER_OF}{Path(folder).resolve()}"}
 
 
 def build(recipe: Recipe, stage: Recipe | None = None) -> nn.Module:
@@ -303,7 +316,10 @@ def _batch(recipe: Recipe) -> tuple[Tensor, Tensor]:
     rank, world = runtime.place()
     if rank:
         torch.distributed.barrier()
-    if "captions" in recipe:
+    if recipe["data"].startswith(FOLDER_OF):
+        size, channels = recipe["network"]["size"], recipe["network"].get("channels", 1)
+        x, y = data.folder(recipe["data"].removeprefix(FOLDER_OF), size, channels)
+    elif "captions" in recipe:
         x, of = canvas.described(recipe["data"])
         generator = runtime.generator(recipe["seed"])
         y = captions.variants(of, **recipe["captions"], generator=generator, limits=captions.strokes(recipe["data"]))

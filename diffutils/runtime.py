@@ -5,6 +5,7 @@ import difflib
 import importlib.util
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
+
+from . import __version__
 
 _started = time.perf_counter()
 
@@ -31,16 +34,23 @@ def device(name: str | torch.device | None = None) -> torch.device:
     try:
         torch.zeros(1, dtype=torch.float64, device=name).item()
     except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(f"device: {name!r} is not usable here ({str(error).splitlines()[0]})") from error
+        why = re.split(r"[\n:.]", str(error))[0][:100]
+        raise ValueError(f"device: {name!r} is not usable here ({why})") from error
     return torch.device(name)
 
 
 def own_device(name: str | torch.device | None = None) -> torch.device:
     """The :func:`device` to train on: of the processes that ``torchrun`` starts, each takes the GPU of its own number,
-    and touches no other.
+    and touches no other. Raises ``ValueError`` if there is none for it.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and torch.cuda.is_available() and "cuda" in str(name or "cuda"):
-        name = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        rank, count = os.environ.get("LOCAL_RANK"), torch.cuda.device_count()
+        if rank is None or int(rank) >= count:
+            raise ValueError(
+                f"device: of {count} GPUs there is none for process {rank}; start as many processes as there are "
+                f"(torchrun --nproc-per-node={count}), or use --device cpu"
+            )
+        name = torch.device("cuda", int(rank))
         torch.cuda.set_device(name)
     return device(name)
 
@@ -227,7 +237,8 @@ def setting(device: torch.device, *packages: str) -> dict[str, Any]:
     return {
         "hardware": hardware(device),
         "threads": torch.get_num_threads(),
-        "versions": {name: metadata.version(name) for name in ("diffutils", "torch", *sorted(installed))},
+        "versions": {"diffutils": __version__}
+        | {name: metadata.version(name) for name in ("torch", *sorted(installed))},
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
     }
 

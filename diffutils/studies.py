@@ -259,6 +259,7 @@ def run(name: str, path: str | Path) -> Iterator[dict[str, Any]]:
         raise ValueError(f"name: must be one of {', '.join(STUDIES)}, got {runtime.named(name, STUDIES)}")
     path = Path(path)
     kept = resumed(path, {"study": name, "setting": runtime.setting(runtime.device()), "rows": []})
+    write(path, kept)  # if it cannot be written, that is known before hours of measuring
     for settings, measure in STUDIES[name]():
         if any(settings.items() <= row.items() for row in kept["rows"]):
             continue
@@ -271,16 +272,21 @@ def run(name: str, path: str | Path) -> Iterator[dict[str, Any]]:
 def resumed(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
     """The results file that a run may go on with, which is ``fresh`` if there is none.
 
-    Raises ``ValueError`` if the file is of another study or table, or was measured with other settings, hardware,
-    threads or versions: its seconds, and on another machine its last digits too, would be of two kinds.
+    Raises ``ValueError`` if the file is none, is of another study, table or race, or was measured with other settings,
+    hardware, threads or versions: its seconds, and on another machine its last digits too, would be of two kinds.
     """
     if not path.exists():
         return fresh
-    kept = json.loads(path.read_text("utf-8"))
+    try:
+        kept = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: is no whole results file ({error}). Give another file.") from error
+    if not isinstance(kept, dict):
+        raise ValueError(f"{path}: holds no results that can be gone on with. Give another file.")
 
     def same(of: dict[str, Any]) -> dict[str, Any]:
         setting = {key: value for key, value in of.get("setting", {}).items() if key != "date"}
-        return {key: of[key] for key in ("study", "trilemma") if key in of} | of.get("settings", {}) | setting
+        return {key: of[key] for key in ("study", "trilemma", "race") if key in of} | of.get("settings", {}) | setting
 
     there, here = same(kept), same(fresh)
     differ = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]

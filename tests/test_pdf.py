@@ -65,7 +65,8 @@ def titles(outline):
 )
 def test_two_pages_are_printed_with_contents_outline_and_author(site, tmp_path, monkeypatch, capsys):
     out, pages = tmp_path / "two.pdf", ["cheat_sheet", "notation"]
-    monkeypatch.setattr(sys, "argv", ["pdf.py", "--pages", *pages, "--out", str(out)])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["pdf.py", "--pages", *pages, "--out", "two.pdf"])
     pdf.main()
     said = capsys.readouterr()
     count = int(re.search(r": (\d+) pages, ", said.out)[1])

@@ -7,6 +7,7 @@ from importlib import metadata
 import pytest
 import torch
 
+import diffutils
 from diffutils import runtime
 
 
@@ -62,6 +63,7 @@ def test_the_revision_is_the_commit_and_whether_anything_was_changed(tmp_path):
 def test_each_process_of_torchrun_takes_its_own_gpu(monkeypatch):
     chosen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(runtime, "device", lambda name: name)
     assert runtime.own_device("cuda:3") == "cuda:3" and not chosen  # alone, it is what it is asked for
@@ -69,3 +71,21 @@ def test_each_process_of_torchrun_takes_its_own_gpu(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert runtime.own_device() == runtime.own_device("cuda:0") == torch.device("cuda", 1)
     assert runtime.own_device("cpu") == "cpu" and chosen == [torch.device("cuda", 1)] * 2
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match="device: of 2 GPUs there is none for process 2; start as many"):
+        runtime.own_device()
+    monkeypatch.delenv("LOCAL_RANK")  # started by something else than torchrun
+    with pytest.raises(ValueError, match="device: of 2 GPUs there is none"):
+        runtime.own_device()
+
+
+def test_the_setting_of_a_measurement_needs_no_installed_module(monkeypatch):
+    """A clone on the path is enough; what is not installed has no metadata."""
+
+    def version(name):
+        if name == "diffutils":
+            raise metadata.PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(runtime.metadata, "version", version)
+    assert runtime.setting(torch.device("cpu"))["versions"]["diffutils"] == diffutils.__version__

@@ -35,6 +35,10 @@ def test_a_file_of_another_study_and_an_unknown_study_are_refused(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(kept))
     with pytest.raises(ValueError, match=r"a\.json: was measured with threads = \d+ \(now \d+\)\. Give another file"):
         next(studies.run("bound", tmp_path / "a.json"))
+    for broken, says in ("[]", "holds no results that can be gone on with"), ('{"study', "is no whole results file"):
+        (tmp_path / "a.json").write_text(broken)
+        with pytest.raises(ValueError, match=f"a.json: {says}"):
+            next(studies.run("bound", tmp_path / "a.json"))
     with pytest.raises(ValueError, match="name: must be one of families, .*got 'family'"):
         next(studies.run("family", tmp_path / "b.json"))
 

@@ -46,6 +46,13 @@ def test_a_step_that_fails_is_named_and_the_others_run(folder, capsys):
     assert (folder / "one.log").read_text().count("said\n") == 1
 
 
+def test_an_environment_that_was_not_made_fails_its_steps_and_no_more(folder, capsys):
+    missing = weekly.Step("doctor", "", [[str(folder / "venv" / "python"), "-V"]])
+    assert weekly.weekly([missing, weekly.Step("two", "", [ECHO])], dry=False) == 1
+    assert "doctor: FAILED" in (said := capsys.readouterr().out) and "two: ok" in said
+    assert "No such file" in (folder / "doctor.log").read_text() and weekly.installed(str(folder / "none")) == {}
+
+
 def test_a_step_has_its_own_environment(folder, monkeypatch):
     show = [sys.executable, "-c", "import os; print(os.environ['OMP_NUM_THREADS'])"]
     assert weekly.run(weekly.Step("two", "", [show], {"OMP_NUM_THREADS": "2"}))

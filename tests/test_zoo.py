@@ -10,7 +10,7 @@ import pytest
 import torch
 from matplotlib.pyplot import imread
 
-from diffutils import bench, captions, evaluation, recipes, zoo
+from diffutils import bench, captions, data, evaluation, recipes, zoo
 from diffutils.__main__ import main
 from diffutils.checkpoints import read, write
 from diffutils.metrics import frechet_distance
@@ -247,6 +247,7 @@ def said(monkeypatch, capsys, *arguments: object) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
+        (["sample", "mnist-dppm"], r"got 'mnist-dppm' \(did you mean 'mnist-ddpm'\?\)$"),
         (["sample", "nope.safetensors"], "^error: nope.safetensors: No such file"),
         (["sample", "digits-ddpm", "--out", "/nowhere/x.png"], "^error: out: there is no folder /nowhere$"),
         (["evaluate", "digits-ddpm", "--out", "/nowhere/x.json"], "^error: out: there is no folder /nowhere$"),
@@ -255,6 +256,25 @@ def said(monkeypatch, capsys, *arguments: object) -> tuple[int, str]:
         (["train", "digits-ddpm", "--steps", 0], "error: argument --steps: must be a whole number, at least 1, got 0"),
         (["train", "digits-ddpm", "--every", 0], "error: argument --every: must be"),
         (["evaluate", "digits-ddpm", "--repeats", 0], "error: argument --repeats: must be"),
+        (["train", "digits-ddpm", "--snapshots", 1, "--minutes", 1], "^error: snapshots: are kept at shares of"),
+        (["train", "digits-ldm", "--images", "."], "^error: images: must be for a diffusion model of pixels"),
+        (
+            ["evaluate", "digits-gan", "digits-vae", "--record", "x.safetensors"],
+            "^error: record: must be .* single recipe",
+        ),
+        (["evaluate", "digits-gan", "--record", "."], "^error: record: must be a .safetensors file"),
+        (["evaluate", "digits-classifier", "--record", "x.safetensors"], "^error: record: must be the folder"),
+        (["evaluate", "digits-text", "--eta", 1], "^error: eta, power, inception: are not for models of text"),
+        (["bench", "--out", "/nowhere/x.json"], "^error: out: there is no folder /nowhere$"),
+        (["race", "digits-ddpm", "--out", "."], r"^error: out: \. cannot be written$"),
+        (
+            ["race", "digits-gan", "--judge", "digits-classifier", "--n", 360],
+            "^error: names: must be .*got 'digits-gan'",
+        ),
+        (
+            ["race", "digits-ddpm-class", "--judge", "digits-classifier", "--n", 360],
+            "^error: names: must be .*without cl",
+        ),
         (["sample", "digits-ddpm", "--steps", 5000, "--n", 1], "^error: steps: needs 1 <= steps <= T = 1000, got 5000"),
         (["sample", "digits-ddpm", "--sampler", "heun", "--eta", 1], "^error: eta: is for ddim alone, got 1 with heun"),
         (["sample", "digits-ddpm", "--weight", 2], "^error: weight: is of guidance by a label or a prompt"),
@@ -304,3 +324,21 @@ def test_the_recipes_file_explains_every_entry():
     explained = text[: text.index("\n[")]
     entries = {entry for recipe in recipes.recipes().values() for entry in recipe} - {"name", "about"}
     assert all(re.search(rf"\b{entry}\b", explained) for entry in entries), entries
+
+
+def test_pictures_of_ones_own_are_trained_on_and_drawn(tmp_path):
+    from torchvision.utils import save_image
+
+    images = data.images("digits")
+    for i in range(24):
+        (folder := tmp_path / "pictures" / f"{i % 2}").mkdir(parents=True, exist_ok=True)
+        save_image((images.x[i] + 1) / 2, folder / f"{i}.png")
+    train = "train", "digits-ddpm", "--images", tmp_path / "pictures", "--steps", 2, "--batch", 8, "--out", tmp_path
+    done = diffutils(*train, "--device", "cpu")
+    assert done.returncode == 0 and "2 steps in" in done.stdout, done.stderr
+    header = read(own := tmp_path / "weights.safetensors")[1]
+    assert header["recipe"]["data"] == f"folder:{tmp_path / 'pictures'}"
+    done = diffutils("sample", own, "--n", 4, "--steps", 2, "--out", tmp_path / "grid.png", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    done = diffutils("evaluate", own)
+    assert done.returncode == 1 and "was trained on pictures of your own" in done.stderr

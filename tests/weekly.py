@@ -85,7 +85,11 @@ def locked() -> dict[str, str]:
 
 
 def installed(python: str) -> dict[str, str]:
-    done = subprocess.run([python, "-m", "pip", "list", "--format", "json"], capture_output=True, text=True)
+    """What is in the environment of this Python, by name; nothing, if there is none."""
+    try:
+        done = subprocess.run([python, "-m", "pip", "list", "--format", "json"], capture_output=True, text=True)
+    except OSError:
+        return {}
     return {one["name"]: one["version"] for one in json.loads(done.stdout or "[]")}
 
 
@@ -123,9 +127,13 @@ def run(step: Step) -> bool:
     with open(FOLDER / f"{step.name}.log", "w", encoding="utf-8") as log:
         for command in step.commands:
             print("$", shlex.join(command), file=log, flush=True)
-            done = subprocess.run(
-                command, cwd=ROOT, env=os.environ | step.environment, stdout=log, stderr=subprocess.STDOUT
-            )
+            try:
+                done = subprocess.run(
+                    command, cwd=ROOT, env=os.environ | step.environment, stdout=log, stderr=subprocess.STDOUT
+                )
+            except OSError as error:  # the program is not there: the environment was not made
+                print(error, file=log)
+                return False
             if done.returncode:
                 return False
     return True
