@@ -110,7 +110,9 @@ def sample(options: argparse.Namespace) -> None:
 
     _check_place(options.out)
     model = zoo.load(options.recipe, options.device)
-    longest = model.schedule.T if model.denoise else 1  # what is no diffusion model draws in its own way
+    if not model.denoise and (options.steps is not None or options.eta or options.sampler != "ddim"):
+        raise ValueError(f"sampler, steps, eta: {model.header['recipe']['name']} draws in a way of its own")
+    longest = model.schedule.T if model.denoise else 1
     usual = longest if options.sampler.startswith("ddpm") else min(50, longest)
     steps = usual if options.steps is None else options.steps
     how = options.sampler, steps, options.eta, options.seed

@@ -277,6 +277,7 @@ def said(monkeypatch, capsys, *arguments: object) -> tuple[int, str]:
         ),
         (["sample", "digits-ddpm", "--steps", 5000, "--n", 1], "^error: steps: needs 1 <= steps <= T = 1000, got 5000"),
         (["sample", "digits-ddpm", "--sampler", "heun", "--eta", 1], "^error: eta: is for ddim alone, got 1 with heun"),
+        (["sample", "digits-gan", "--steps", 5], "^error: sampler, steps, eta: digits-gan draws in a way of its own"),
         (["sample", "digits-ddpm", "--weight", 2], "^error: weight: is of guidance by a label or a prompt"),
         (["sample", "digits-ddpm", "--label", 2], "^error: label: this network takes no labels, got 2"),
         (["sample", "digits-ddpm-class", "--label", 10], r"^error: label: this network has labels 0\.\.9, got 10"),
