@@ -298,9 +298,8 @@ def parser() -> argparse.ArgumentParser:
 
     def add(to: argparse.ArgumentParser, *names: str, help: str, **settings: Any) -> None:
         if "default" in settings:
-            help += (
-                f" (default: {' '.join(map(str, settings['default'])) if 'nargs' in settings else settings['default']})"
-            )
+            default = settings["default"]
+            help += f" (default: {' '.join(map(str, default)) if isinstance(default, list) else default})"
         to.add_argument(*names, help=help, **settings)
 
     where = "cpu, cuda, cuda:1 (default: a GPU if there is one)"
@@ -313,7 +312,7 @@ def parser() -> argparse.ArgumentParser:
         one,
         "--images",
         metavar="FOLDER",
-        help="train on your own pictures: a sub-folder of them for each class, or one",
+        help="your own pictures to train on: a folder with a sub-folder of them for each class (one is enough)",
     )
     add(one, "--minutes", type=float, help="train so long, instead of the recipe's number of steps")
     add(one, "--steps", type=_count, help="train so many steps, instead of the recipe's")
@@ -342,7 +341,12 @@ def parser() -> argparse.ArgumentParser:
             add(one, "--n", type=_count, default=64, help="images to draw")
         else:
             add(one, "--steps", type=_count, default=50, help="calls of the network")
-            add(one, "--n", type=_count, help="images to draw (default: as many as the judge's largest floor has)")
+            add(
+                one,
+                "--n",
+                type=_count,
+                help="images to draw (default: the most, up to 5000, that the judge has a floor for)",
+            )
         add(one, "--eta", type=float, default=0.0, help="of DDIM: 0 draws no noise, 1 is DDPM")
         add(one, "--power", type=float, default=1.0, help="spacing of the steps: 1 even, 2 quadratic")
         of = "a prompt (default: 3) or a label (default: 1)" if name == "sample" else "prompts (default: 3)"
