@@ -178,7 +178,7 @@ class DiffusionDuel(Duel):
         schedule: of T steps.
 
     The others are those of :class:`Duel`. With T = 1 it is a plain GAN: x_1 is noise, and the posterior of x_0 is the
-    drawn x_0. Source: chapter 10; Xiao et al. (2022), equations 3 to 5.
+    drawn x_0. Source: chapter 10; Xiao et al. (2022), section 3.2.
     """
 
     def __init__(self, network: nn.Module, schedule: Schedule, noise: Generator, *arguments, **settings):
@@ -215,7 +215,7 @@ def step_pair(x_0: Tensor, t: Tensor, schedule: Schedule, generator: Generator |
 def posterior_draw(x_t: Tensor, x_0: Tensor, t: Tensor, schedule: Schedule, generator: Generator | None) -> Tensor:
     r"""A draw of :math:`q(x_{t-1} \mid x_t, x_0)`, ``(B, *D)``, through which a gradient flows to x_0.
 
-    At t = 1 it is x_0. Source: chapter 10; Xiao et al. (2022), equation 4.
+    At t = 1 it is x_0. Source: chapter 10; Xiao et al. (2022), section 3.2.
     """
     mean, variance = q_posterior(x_t, x_0, t, schedule)
     noise = torch.randn(x_t.shape, generator=generator, dtype=x_t.dtype, device=x_t.device)

@@ -159,7 +159,7 @@ def ddg(draw: Drawer, schedule: Schedule) -> Kernel:
 
     As a mixture of Gaussians over all :math:`x_0'` the step can have any shape, and if draw is exact, so is the step,
     for every s < t. With an x_0 that is no draw but the mean it is :func:`ddpm` with ``beta_tilde``. The step into
-    s = 0 adds no noise. Source: chapter 10; Xiao et al. (2022), equation 4.
+    s = 0 adds no noise. Source: chapter 10; Xiao et al. (2022), section 3.2.
     """
 
     def kernel(x_t: Tensor, t: int, s: int, generator: Generator | None) -> Tensor:

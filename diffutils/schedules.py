@@ -130,7 +130,7 @@ def few_step(T: int = 4, beta_min: float = 0.1, beta_max: float = 20.0) -> Sched
 
     Unlike ``linear(4)``, it ends at almost pure noise whatever T is. Raises ``ValueError`` if ``T < 1`` or the rates
     give a beta outside (0, 1). Source: chapter 1; Song et al. (2021), appendix C; Xiao et al. (2022),
-    appendix C.
+    whose published code begins at u = 0.001 instead of 0.
     """
     _check_T(T)
     u = torch.linspace(0, 1, T + 1, dtype=torch.float64)

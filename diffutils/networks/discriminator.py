@@ -20,7 +20,7 @@ class Discriminator(nn.Module):
     One more feature map holds how much the images of a batch differ (the mean over features of their standard
     deviation in groups of ``group``), so that a generator which draws the same thing again and again is seen through.
     The other arguments are those of :class:`diffutils.networks.autoencoder.Encoder`. Source: Goodfellow et al. (2014);
-    the feature of the batch: Karras et al. (2018), section 3; pairs: chapter 10, Xiao et al. (2022), section 4.
+    the feature of the batch: Karras et al. (2018), section 3; pairs: chapter 10, Xiao et al. (2022), section 3.2.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Generator(UNet):
     """A U-Net told z as it is told t, whose answers lie in [-1, 1] unless it is ``direct``: ``(x_t, t, z=z)`` to x_0.
 
     Its last layer does not start at zero, so that the discriminator has something to tell apart from the first step on.
-    Source: chapter 10; Xiao et al. (2022), appendix C.
+    Source: chapter 10; Xiao et al. (2022), in the appendix on experiments.
     """
 
     def __init__(self, *arguments, direct: bool = False, **settings):
@@ -120,7 +120,7 @@ class DDG(nn.Module):
     ``latent = 0`` leaves z out, and then the generator draws nothing. With ``direct`` its answer is not an x_0 but x_s
     itself, with no posterior between (see :class:`diffutils.adversarial.DiffusionDuel`). ``width`` and ``multipliers``
     are the generator's, ``against`` and ``opposed`` the discriminator's (by default those of the generator); the others
-    are those of :class:`diffutils.networks.unet.UNet`. Source: chapter 10; Xiao et al. (2022), section 4.
+    are those of :class:`diffutils.networks.unet.UNet`. Source: chapter 10; Xiao et al. (2022), section 3.2.
     """
 
     def __init__(

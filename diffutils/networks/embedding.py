@@ -38,7 +38,7 @@ class LatentEmbedding(nn.Sequential):
     r"""A latent z, scaled to length :math:`\sqrt{\text{latent}}`, to what is added to the embedding of the time:
     ``(B, latent)`` to ``(B, width)``.
 
-    Source: chapter 10; Xiao et al. (2022), appendix C, after Karras et al. (2019).
+    Source: chapter 10; Xiao et al. (2022), in the appendix on experiments, after Karras et al. (2019).
     """
 
     def __init__(self, latent: int, width: int):
