@@ -222,7 +222,7 @@ def drawer(network: nn.Module, clip: bool = False, bf16: bool = False) -> Drawer
     .. math:: \hat x_0 = G(x_t, z, t), \qquad z \sim \mathcal N(0, I),
 
     z being of ``network.latent`` numbers. The rest is as for :func:`denoiser`. Source: chapter 10; Xiao et al. (2022),
-    section 4.
+    section 3.2.
     """
     network.eval()
 
