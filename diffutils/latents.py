@@ -218,8 +218,8 @@ def autoencoders() -> Iterator[Cell]:
     for seed, name, factor, against, channels in cells:
         recipe = recipes.recipe(name, seed=seed, against=against)
         recipe["network"] = recipe["network"] | {"multipliers": levels[factor], "latent": channels}
-        settings = {"recipe": name, "factor": factor, "adversarial": against > 0, "seed": seed}
-        yield settings | ({"channels": 1} if channels == 1 else {}), partial(_autoencoder, recipe)
+        settings = {"recipe": name, "factor": factor, "channels": channels, "adversarial": against > 0, "seed": seed}
+        yield settings, partial(_autoencoder, recipe)
 
 
 def _autoencoder(recipe: recipes.Recipe) -> dict[str, Any]:
