@@ -145,11 +145,6 @@ def _size(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _can_race(recipe: recipes.Recipe, judge: str) -> bool:
-    plain = recipe.get("method") == "ddpm" and not recipe.keys() & {"autoencoder", "drop"}
-    return plain and recipe["judge"] == judge
-
-
 def race(
     names: Iterable[str],
     minutes: Iterable[float],
@@ -178,7 +173,7 @@ def race(
             package = name.split(",")[0]
             if not importlib.util.find_spec(package.replace("-", "_")):
                 raise ValueError(f"names: {package} is not installed (pip install {package})")
-        elif not _can_race(known.get(name, {}), judge):
+        elif name not in known or not recipes.is_plain(known[name]) or known[name]["judge"] != judge:
             raise ValueError(
                 f"names: must be recipes judged by {judge}, of diffusion models of pixels without classes, or of "
                 f"{', '.join(map(repr, LIBRARIES))}, got {runtime.named(name, [*known, *LIBRARIES])}"

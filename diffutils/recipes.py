@@ -62,11 +62,16 @@ def recipe(name: str, **changes: Any) -> Recipe:
     return known[name] | changes
 
 
+def is_plain(recipe: Recipe) -> bool:
+    """Whether it is of a diffusion model of pixels that is told nothing about them."""
+    return recipe["method"] == "ddpm" and not recipe.keys() & {"autoencoder", "drop"}
+
+
 def for_folder(recipe: Recipe, folder: str | Path) -> Recipe:
     """The recipe of a diffusion model, for the pictures in ``folder``, as :func:`diffutils.data.folder` reads them, at
     the size and with the channels of its network. Raises ``ValueError`` if it is of another kind, or of classes.
     """
-    if recipe["method"] != "ddpm" or recipe.keys() & {"autoencoder", "drop"}:
+    if not is_plain(recipe):
         raise ValueError(f"images: must be for a diffusion model of pixels without classes, got {recipe['name']}")
     return recipe | {"data": f"{FOLDER_OF}{Path(folder).resolve()}"}
 

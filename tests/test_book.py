@@ -223,7 +223,7 @@ def test_exercises_propositions_and_equations_have_the_number_of_their_chapter(s
     chapter = page.removeprefix("notebooks/").split("_")[0].lstrip("0")
     for kind in r">Exercise ([^ <]+) <", r">Proposition ([^ <]+) <", r'class="eqno">\(([^)]+)\)<':
         found = re.findall(kind, html)
-        assert found == [f"{chapter}.{i}" for i in range(1, len(found) + 1)]
+        assert found == [f"{chapter}.{i}" for i in range(1, len(found) + 1)] and (found or chapter in "ABCD")
     cells = nbformat.read(ROOT / f"{page}.ipynb", as_version=4).cells
     solved = re.findall(r"^# Solution of (Exercise \S+\d)", "\n".join(cell.source for cell in cells), re.MULTILINE)
     assert all(f">{name} <" in html for name in solved)

@@ -249,11 +249,8 @@ class Writer:
         for part in self.parts:
             for anchor, kind, words, title in part.proofs:
                 number = ".".join(map(str, self.env.toc_fignumbers[part.page][kind][anchor]))
-                name = f"{kind.title()} {number}"
-                if "" not in self.env.toc_secnumbers.get(part.page, {}):  # of an appendix, where numbers have no letter
-                    name = f"{short(self.env.titles[part.page].astext())}, {name}"
                 head = unbracketed([child.deepcopy() for child in title])
-                yield key(words), self.entry(head, [self.link(part.page, anchor, name)])
+                yield key(words), self.entry(head, [self.link(part.page, anchor, f"{kind.title()} {number}")])
 
     def claims(self):
         """Each claim as it is usually taught, what the book says of it, and where."""
