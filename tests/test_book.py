@@ -221,11 +221,14 @@ def test_exercises_propositions_and_equations_have_the_number_of_their_chapter(s
     """Or the letter of their appendix, counted from 1: as the cells call them that solve the exercises."""
     html = (site / page).with_suffix(".html").read_text(encoding="utf-8")
     chapter = page.removeprefix("notebooks/").split("_")[0].lstrip("0")
-    for kind in r">Exercise ([^ <]+) <", r">Proposition ([^ <]+) <", r'class="eqno">\(([^)]+)\)<':
-        found = re.findall(kind, html)
-        assert found == [f"{chapter}.{i}" for i in range(1, len(found) + 1)] and (found or chapter in "ABCD")
-    cells = nbformat.read(ROOT / f"{page}.ipynb", as_version=4).cells
-    solved = re.findall(r"^# Solution of (Exercise \S+\d)", "\n".join(cell.source for cell in cells), re.MULTILINE)
+    source = "\n".join(cell.source for cell in nbformat.read(ROOT / f"{page}.ipynb", as_version=4).cells)
+    for written, shown in (
+        ("```{exercise}", r">Exercise ([^ <]+) <"),
+        ("```{prf:proposition}", r">Proposition ([^ <]+) <"),
+        ("$$ (eq-", r'class="eqno">\(([^)]+)\)<'),
+    ):
+        assert re.findall(shown, html) == [f"{chapter}.{i + 1}" for i in range(source.count(written))]
+    solved = re.findall(r"^# Solution of (Exercise \S+\d)", source, re.MULTILINE)
     assert all(f">{name} <" in html for name in solved)
 
 
